@@ -31,7 +31,7 @@ _UNREAD = (
 
 
 @dataclass(frozen=True)
-class Factors:
+class LoraFactors:
     """The product that is added to one weight.
 
     Attributes:
@@ -62,7 +62,7 @@ class Adapter:
     source: Source
     weight: float
     tensors: Mapping[str, TensorRef]
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, LoraFactors]
     replaced: Mapping[str, str]
     fan_in_fan_out: bool
 
@@ -112,7 +112,7 @@ def _require_read(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _sorted(
     folder: Path, tensors: Mapping[str, TensorRef], config: Mapping[str, Any]
-) -> tuple[dict[str, Factors], dict[str, str]]:
+) -> tuple[dict[str, LoraFactors], dict[str, str]]:
     """Factors by module, and replaced parameters.
 
     Raises:
@@ -137,7 +137,7 @@ def _sorted(
 
 def _factors(
     folder: Path, module: str, pair: Mapping[str, str], tensors: Mapping[str, TensorRef], config: Mapping[str, Any]
-) -> Factors:
+) -> LoraFactors:
     prefix = "embedding_" if "embedding_A" in pair else ""
     if set(pair) != {f"{prefix}A", f"{prefix}B"}:
         raise _unread(folder, next(iter(pair.values())))
@@ -152,7 +152,7 @@ def _factors(
         raise CheckpointError(
             f"{folder}: {module} has rank {rank} and alpha {alpha!r}, {ADAPTER_CONFIG} says rank {said!r}", _AGAIN
         )
-    return Factors(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), bool(prefix))
+    return LoraFactors(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), bool(prefix))
 
 
 def _of_pattern(folder: Path, config: Mapping[str, Any], name: str, module: str, default: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from aicompress.checkpoint.adapters.lora import Adapter, Factors
+from aicompress.checkpoint.adapters.lora import Adapter, LoraFactors
 from aicompress.checkpoint.foreign.layout import ForeignWeight, Read
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.checkpoint.reader import Checkpoint
@@ -89,7 +89,7 @@ def _plain(parameter: str, spec: TensorSpec, transposed: bool) -> ForeignWeight:
     return ForeignWeight(spec, {"weight": parameter}, "", decode, transposed=transposed, along=along)
 
 
-def _require_fits(adapter: Adapter, parameter: str, base: ForeignWeight, factors: Factors) -> None:
+def _require_fits(adapter: Adapter, parameter: str, base: ForeignWeight, factors: LoraFactors) -> None:
     """Refuse factors of another layer's shape.
 
     Raises:
@@ -110,7 +110,7 @@ def _misfit(adapter: Adapter, parameter: str, its: tuple[int, ...], base: tuple[
     )
 
 
-def _merged(base: ForeignWeight, adapter: Adapter, factors: Factors, number: int) -> ForeignWeight:
+def _merged(base: ForeignWeight, adapter: Adapter, factors: LoraFactors, number: int) -> ForeignWeight:
     """A weight with the product of an adapter's factors added."""
     roles = {f"{letter} of {number}": name for letter, name in (("a", factors.a), ("b", factors.b))}
     extra = {**base.extra, **{role: f"adapter {number}: {name}" for role, name in roles.items()}}

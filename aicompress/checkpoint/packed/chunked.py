@@ -13,7 +13,7 @@ LENGTH = 4  # bytes of the length before every coded chunk
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorChunk:
     """A chunk of a tensor.
 
     Attributes:
@@ -31,10 +31,10 @@ class Part:
     is_last: bool
 
 
-def parts_of(name: str, extent: Extent) -> Iterator[Part]:
+def parts_of(name: str, extent: Extent) -> Iterator[TensorChunk]:
     """The chunks of a tensor, none for one without bytes."""
     element = element_of(extent.dtype)
     element = element if extent.nbytes % element.width == 0 else BYTE
     for begin in range(0, extent.nbytes, CHUNK):
         size = min(CHUNK, extent.nbytes - begin)
-        yield Part(name, element, begin, size, begin + size == extent.nbytes)
+        yield TensorChunk(name, element, begin, size, begin + size == extent.nbytes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aicompress.checkpoint.header import PACKED
-from aicompress.checkpoint.packed.chunked import LENGTH, Part, parts_of
+from aicompress.checkpoint.packed.chunked import LENGTH, TensorChunk, parts_of
 from aicompress.checkpoint.packed.manifest import PackedManifest
 from aicompress.checkpoint.packed.raw_header import Extent, RawHeader, parse_raw_header, read_raw_header
 from aicompress.errors import CheckpointError
@@ -66,7 +66,7 @@ class OpenedPackedFile:
         if strangers:
             raise damaged(self.path, f"it has a stream {min(strangers)!r} of no tensor")
 
-    def parts(self) -> Iterator[tuple[Part, bytes | None]]:
+    def parts(self) -> Iterator[tuple[TensorChunk, bytes | None]]:
         """Every chunk of the data in the order of the file, with its code; None: it is the base's."""
         for name, extent in self.header.extents.items():
             if name in self.streams:
@@ -75,7 +75,7 @@ class OpenedPackedFile:
                 yield from ((part, None) for part in parts_of(name, extent))
 
 
-def coded_parts(path: Path, name: str, extent: Extent, stream: Extent) -> Iterator[tuple[Part, bytes]]:
+def coded_parts(path: Path, name: str, extent: Extent, stream: Extent) -> Iterator[tuple[TensorChunk, bytes]]:
     """The chunks of a tensor with their codes, read one after the other.
 
     Raises:
@@ -93,7 +93,7 @@ def coded_parts(path: Path, name: str, extent: Extent, stream: Extent) -> Iterat
         raise damaged(path, f"the stream of {name!r} is too long")
 
 
-def decoded(path: Path, coded: bytes, part: Part, reference: bytes | None) -> memoryview:
+def decoded(path: Path, coded: bytes, part: TensorChunk, reference: bytes | None) -> memoryview:
     """The bytes of a chunk.
 
     Raises:

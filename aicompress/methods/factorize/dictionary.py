@@ -61,7 +61,7 @@ class DictionaryConfig(ShareConfig):
 
 
 @dataclass(frozen=True)
-class Size:
+class DictionarySize:
     """How large the parts of a layer are.
 
     Attributes:
@@ -73,7 +73,7 @@ class Size:
     kept: int
 
 
-def size_of(info: LayerInfo, config: DictionaryConfig) -> Size | None:
+def size_of(info: LayerInfo, config: DictionaryConfig) -> DictionarySize | None:
     """The most atoms at the config's density that its share of bytes holds; None where nothing is smaller than dense.
 
     Where no more atoms are of use, the bytes that are left go to coefficients.
@@ -93,7 +93,11 @@ def size_of(info: LayerInfo, config: DictionaryConfig) -> Size | None:
     atoms = max(atoms, config.multiple)
     beside = atoms * columns * number + -(-out * atoms // 8)
     kept = min(max((budget - beside) // number, atoms), out * atoms)
-    return Size(atoms, kept) if beside + kept * number < dense_nbytes(info) and atoms <= min(out, columns) else None
+    return (
+        DictionarySize(atoms, kept)
+        if beside + kept * number < dense_nbytes(info) and atoms <= min(out, columns)
+        else None
+    )
 
 
 def outline(info: LayerInfo, config: DictionaryConfig) -> Weight:
@@ -133,7 +137,7 @@ def apply(layer: Layer, config: DictionaryConfig) -> Weight:
     return LowRank(Sparse.of(out.to(dtype), mask), Dense(inner.to(dtype).contiguous()))
 
 
-def dictionary(rows: Tensor, size: Size, rounds: int) -> Tensor:
+def dictionary(rows: Tensor, size: DictionarySize, rounds: int) -> Tensor:
     """D (atoms, in) with orthonormal rows, whose sparse coefficients are near the given rows (out, in).
 
     It starts from the top directions of the rows.

@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from aicompress.methods.factorize.neighbours import APART, BlocksConfig, neighbours
-from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedRankConfig, sharing
+from aicompress.methods.factorize.shared_factor import Aim, FactorGroups, SharedRankConfig, sharing
 
 
 class SharedBasisConfig(BlocksConfig, SharedRankConfig):
@@ -34,7 +34,7 @@ class SharedBasisConfig(BlocksConfig, SharedRankConfig):
 
 METHOD = sharing(
     SharedBasisConfig,
-    Grouping(neighbours, APART, across=True),
+    FactorGroups(neighbours, APART, across=True),
     Aim(),
     "one right factor for like layers of neighbouring blocks; by rank, energy, share or bytes; calibrated or data-free",
     when="blocks that do nearly the same, as after upcycling or weight sharing in training; measure it beside whitened",

@@ -66,7 +66,7 @@ C = TypeVar("C", bound=SharedRankConfig)
 
 
 @dataclass(frozen=True)
-class Grouping(Generic[C]):
+class FactorGroups(Generic[C]):
     """Which layers share a factor.
 
     Attributes:
@@ -95,7 +95,7 @@ class Aim(Generic[C]):
 
 def sharing(
     config: type[C],
-    grouping: Grouping[C],
+    grouping: FactorGroups[C],
     aim: Aim[C],
     summary: str,
     *,
@@ -158,7 +158,7 @@ def sharing(
 def _estimated(
     candidates: Sequence[Candidate[C]],
     other_bytes: int,
-    grouping: Grouping[C],
+    grouping: FactorGroups[C],
     gains: Callable[[Sequence[Layer], C], Gains],
     opens: Callable[[C], frozenset[str]],
 ) -> list[C]:

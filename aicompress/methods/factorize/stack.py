@@ -24,7 +24,7 @@ from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.effort import Effort, Level
 from aicompress.methods.factorize import two_sided
-from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedRankConfig, sharing
+from aicompress.methods.factorize.shared_factor import Aim, FactorGroups, SharedRankConfig, sharing
 from aicompress.methods.factorize.two_sided import TwoSidedConfig
 from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.methods.factorize.weighting.weighted import AIM_AS_TRIED, FAST, SHIFT
@@ -87,7 +87,7 @@ EFFORTS: dict[Level, Effort] = {
 
 METHOD = sharing(
     StackConfig,
-    Grouping(groups, "as no other selected layer reads their input"),
+    FactorGroups(groups, "as no other selected layer reads their input"),
     Aim(lambda config: config.shift, lambda config: config.gradients, outputs),
     "one right factor for layers of one input, such as query, key and value; calibrated or data-free",
     when="calibration text: in as many bytes it loses less than whitened, which gives each layer both factors",

@@ -30,7 +30,7 @@ from aicompress.methods.prune.masks.calibrated import (
     require_reachable,
     saliency,
 )
-from aicompress.methods.prune.masks.obs import Choose, Sweep
+from aicompress.methods.prune.masks.obs import Choose, PruningSweep
 from aicompress.methods.prune.masks.permutation import permuting, permuting_together
 from aicompress.methods.prune.masks.sparsity import counted, keep_of, present, ranked
 from aicompress.methods.prune.masks.survey import surveying
@@ -121,7 +121,7 @@ def together(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
         aims = [Aim(shifted(layer, config.shift, lambda x: x @ factor.t() @ factor), hessian) for layer in stack]
         rows = [len(aim.target) for aim in aims]
         there = torch.cat([present(layer) for layer in stack])
-        sweep = Sweep(factor, beside([chooser(layer, config) for layer in stack], rows), there, span_of(config))
+        sweep = PruningSweep(factor, beside([chooser(layer, config) for layer in stack], rows), there, span_of(config))
         values, masks = (torch.split(part, rows) for part in sweep.run(torch.cat([aim.target for aim in aims])))
         parts = zip(stack, masks, values, aims, strict=True)
         weights += [finished(layer, mask, config, value, aim) for layer, mask, value, aim in parts]

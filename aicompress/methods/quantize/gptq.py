@@ -23,7 +23,7 @@ from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
 from aicompress.methods.quantize.grid import integer, two_sides
-from aicompress.methods.quantize.grid.columns import Grid, round_columns
+from aicompress.methods.quantize.grid.columns import ColumnGrid, round_columns
 from aicompress.methods.quantize.grid.coordinate_descent import refine
 from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
@@ -173,7 +173,7 @@ def by_both_sides(layer: Layer, metric: Tensor, config: GptqConfig) -> Weight | 
     rows, diagonal = inverse_factor(metric, METRIC_DAMPING)
     rows, weighed = rows.div_(rows.diagonal().clone()[:, None]).float(), metric.float()
     weighed.diagonal().copy_(diagonal)
-    sides = two_sides.Sides(basis.sorted, basis.coupling, weighed, rows)
+    sides = two_sides.DampedSides(basis.sorted, basis.coupling, weighed, rows)
     wanted = target.t()[basis.order].contiguous()
     codes, levels = two_sides.rounded(wanted, sides, grid_of(scale, zero, config, basis.order), dtype)
     unsorted = torch.empty(codes.shape[::-1], dtype=torch.int8)
@@ -239,11 +239,11 @@ def describe(config: GptqConfig, weight: Weight) -> dict[str, Any]:
     return {**integer.describe(config, weight), **({"activations": bits} if bits else {})}
 
 
-def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor) -> Grid:
+def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor) -> ColumnGrid:
     """The grid of each column in the order of rounding."""
     size = shared_columns(config) or len(order)
     offset = None if zero is None else zero.float().t().contiguous()
-    return Grid(scale.float().t().contiguous(), offset, tuple((order // size).tolist()), config.bits)
+    return ColumnGrid(scale.float().t().contiguous(), offset, tuple((order // size).tolist()), config.bits)
 
 
 def _searched(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def outline(info: LayerInfo, config: CodebookConfig) -> Weight:
     return Codebook.outline(info.shape, config.bits, tables, stored_scale_dtype(config, info.dtype))
 
 
-class BlockConfig(KmeansConfig):
+class KmeansBlockConfig(KmeansConfig):
     """Parameters for some rows of a layer, with the table of the whole layer, (1, k)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -77,7 +77,7 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Kmea
     table = centroids_of(points, counts, 1 << config.bits, config.iterations)
     table = table.to(stored_scale_dtype(config, info.dtype))
     require_scales(table, info.name)
-    return [BlockConfig.model_construct(**dict(config), table=table)] * len(blocks)
+    return [KmeansBlockConfig.model_construct(**dict(config), table=table)] * len(blocks)
 
 
 def _weight(read: Callable[[], Layer]) -> Tensor:
@@ -90,7 +90,7 @@ def apply(layer: Layer, config: KmeansConfig) -> Weight:
     Raises:
         Refused: its values are too large for the tables' dtype.
     """
-    if isinstance(config, BlockConfig):
+    if isinstance(config, KmeansBlockConfig):
         codes = nearest(layer.weight.reshape(1, -1), config.table.float()).to(torch.uint8)
         return Codebook(codes.reshape(layer.weight.shape), config.table, None, config.bits)
     return shared_values(layer, torch.ones(layer.info.shape[1]), config)

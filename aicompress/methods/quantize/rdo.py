@@ -23,7 +23,7 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.rated import (
     Problem,
     RatedConfig,
-    Scheme,
+    RatedRounding,
     bits_of_codes,
     check,
     describe,
@@ -46,12 +46,12 @@ class RdoConfig(RatedConfig):
     weighted: bool = Field(False, description="errors count by the mean squares of the inputs, which takes calibration")
 
 
-class BlockConfig(RdoConfig):
+class RdoBlockConfig(RdoConfig):
     """Parameters for some rows of a layer, with how all of them are rounded."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    scheme: Scheme
+    scheme: RatedRounding
 
 
 def apply(layer: Layer, config: RdoConfig) -> Weight:
@@ -62,7 +62,7 @@ def apply(layer: Layer, config: RdoConfig) -> Weight:
     """
     wanted = layer.weight.t().contiguous()
     weight = torch.ones(len(wanted))
-    if isinstance(config, BlockConfig):
+    if isinstance(config, RdoBlockConfig):
         rated = rated_rows(layer.weight, config.scheme, config)
     else:
         if config.weighted:
@@ -80,7 +80,7 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: RdoC
     scheme = shared_scheme(
         [partial(_weight, read) for read in blocks], info.shape, bits_of_codes(info, config, False), config
     )
-    return [BlockConfig.model_construct(**dict(config), scheme=scheme)] * len(blocks)
+    return [RdoBlockConfig.model_construct(**dict(config), scheme=scheme)] * len(blocks)
 
 
 def _weight(read: Callable[[], Layer]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aicompress.checkpoint.packed.chunked import Part, parts_of
+from aicompress.checkpoint.packed.chunked import TensorChunk, parts_of
 from aicompress.checkpoint.packed.raw_header import Extent, RawHeader
 from aicompress.checkpoint.packed.reader import OpenedPackedFile, damaged, decoded, read_at
 from aicompress.checkpoint.packed.writer import FileWriter, PackedFile
@@ -59,7 +59,7 @@ class PackedResult:
 class _Job:
     """A chunk to be coded."""
 
-    part: Part
+    part: TensorChunk
     source: Place
     base: Place | None
     difference: Difference
@@ -84,7 +84,7 @@ def counted(progress: Progress, headers: Iterable[RawHeader]) -> Done:
     return done
 
 
-def reference_of(base: Place, part: Part) -> bytes:
+def reference_of(base: Place, part: TensorChunk) -> bytes:
     """The bytes of a base's tensor that stand where a chunk does."""
     return read_at(base.file, base.extent.begin + part.begin, part.size)
 
@@ -148,7 +148,7 @@ def _chosen(tensor: str, source: Place, base: Place) -> Difference:
     element = element_of(source.extent.dtype)
     size = min(SAMPLE, nbytes) // element.width * element.width
     begins = sorted({0, (nbytes - size) // 2 // 8 * 8, (nbytes - size) // 8 * 8})
-    samples = [Part(tensor, element, begin, size, False) for begin in begins]
+    samples = [TensorChunk(tensor, element, begin, size, False) for begin in begins]
     pairs = [(reference_of(source, part), reference_of(base, part)) for part in samples]
     unlike = [(one, other) for one, other in pairs if one != other]
     return best_difference(unlike, element) if unlike else Difference.XOR
@@ -179,7 +179,7 @@ def unpack_file(
         writer.write(out, start, 0)
     position = len(start)
 
-    def decode(job: tuple[Part, bytes | None]) -> memoryview:
+    def decode(job: tuple[TensorChunk, bytes | None]) -> memoryview:
         part, coded = job
         place = places[part.name]
         reference = None if place is None else reference_of(place, part)

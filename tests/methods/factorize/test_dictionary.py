@@ -16,7 +16,14 @@ from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
 from aicompress.methods.decisions import SurveySetting
 from aicompress.methods.factorize import whitened
-from aicompress.methods.factorize.dictionary import METHOD, DictionaryConfig, Size, dictionary, largest, size_of
+from aicompress.methods.factorize.dictionary import (
+    METHOD,
+    DictionaryConfig,
+    DictionarySize,
+    dictionary,
+    largest,
+    size_of,
+)
 from aicompress.statistics import InputStats
 from aicompress.weights import Dense, LowRank, Sparse, Weight, outline_nbytes
 from tests.methods.layers import candidate_of, info_of, layer_of, randn
@@ -37,7 +44,7 @@ def test_rows_that_are_multiples_of_orthogonal_directions_are_found() -> None:
     """16 rows, each along one of 4 orthogonal directions: 16 numbers and 4 directions are all of it."""
     basis = torch.linalg.qr(randn(24, 4))[0].t().double()  # (4, 24)
     rows = basis.repeat(4, 1) * torch.linspace(1, 3, 16, dtype=torch.float64)[:, None]
-    atoms = dictionary(rows, Size(4, 16), 30)
+    atoms = dictionary(rows, DictionarySize(4, 16), 30)
     coefficients, mask = largest(rows @ atoms.t(), 16)
     assert torch.allclose(atoms @ atoms.t(), torch.eye(4, dtype=torch.float64), atol=1e-9)
     assert torch.allclose(coefficients @ atoms, rows, atol=1e-6)
@@ -48,7 +55,7 @@ def test_no_round_loses() -> None:
     rows = randn(48, 32).double() @ randn(32, 32, seed=1).double()
 
     def lost(rounds: int) -> float:
-        atoms = dictionary(rows, Size(20, 400), rounds)
+        atoms = dictionary(rows, DictionarySize(20, 400), rounds)
         return float((rows - largest(rows @ atoms.t(), 400)[0] @ atoms).square().sum())
 
     errors = [lost(rounds) for rounds in range(6)]

@@ -25,7 +25,7 @@ POINTS = 41  # densities to choose from, between the least and the greatest of t
 
 
 @dataclass(frozen=True)
-class Share:
+class SparsityShare:
     """A layer that shares a sparsity with others.
 
     Attributes:
@@ -45,7 +45,7 @@ def outliers(layer: Layer, factor: float) -> float:
     return float((scores > factor * scores.mean()).float().mean())
 
 
-def by_outliers(shares: Sequence[Share], outlying: Sequence[float], kept: int, spread: float) -> list[int]:
+def by_outliers(shares: Sequence[SparsityShare], outlying: Sequence[float], kept: int, spread: float) -> list[int]:
     """OWL: densities within ± `spread` of the average, linear in each group's share of outliers.
 
     Args:
@@ -81,7 +81,7 @@ def _shifted(densities: np.ndarray, sizes: np.ndarray, kept: int) -> list[float]
     return [float(d) for d in (densities + high).clip(0, 1)]
 
 
-def exact(shares: Sequence[Share], densities: Sequence[float], kept: int) -> list[int]:
+def exact(shares: Sequence[SparsityShare], densities: Sequence[float], kept: int) -> list[int]:
     """Whole units that add up to `kept`, as nearly as units allow and never above it; at least one of each layer."""
     wanted = [share.size * density / share.unit for share, density in zip(shares, densities, strict=True)]
     units = [max(1, min(int(want), share.size // share.unit)) for want, share in zip(wanted, shares, strict=True)]
@@ -105,7 +105,7 @@ def exact(shares: Sequence[Share], densities: Sequence[float], kept: int) -> lis
     return [count * share.unit for count, share in zip(units, shares, strict=True)]
 
 
-def options(share: Share, density: float) -> list[int]:
+def options(share: SparsityShare, density: float) -> list[int]:
     """Numbers of weights to measure a layer's loss at, ascending."""
     counts = {round(share.size * min(1.0, density * step) / share.unit) * share.unit for step in STEPS}
     return sorted(max(share.unit, min(count, share.size // share.unit * share.unit)) for count in counts)
@@ -124,7 +124,7 @@ def loss(layer: Layer, pruned: Tensor) -> float:
 
 
 def by_losses(
-    shares: Sequence[Share], counts: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], kept: int
+    shares: Sequence[SparsityShare], counts: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], kept: int
 ) -> list[int]:
     """Least total loss at `kept` weights in all.
 

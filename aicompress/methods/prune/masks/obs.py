@@ -18,7 +18,7 @@ Choose = Callable[[Tensor, int], Tensor]  # scores (out, width), first column ->
 
 
 @dataclass(frozen=True)
-class Sweep:
+class PruningSweep:
     """How columns are pruned.
 
     Attributes:

@@ -16,7 +16,7 @@ from aicompress.methods.budget import least_loss
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.decisions import Surveys, SurveySetting
 from aicompress.methods.prune.masks import allocation
-from aicompress.methods.prune.masks.allocation import Share
+from aicompress.methods.prune.masks.allocation import SparsityShare
 from aicompress.methods.prune.masks.calibrated import CalibratedConfig, nbytes, statistics
 from aicompress.methods.prune.masks.candidates import fitting
 from aicompress.methods.prune.masks.global_threshold import by_blocks, share_globally
@@ -92,7 +92,7 @@ def _decided(
 
 
 def _by_outliers(
-    candidates: Sequence[Candidate[K]], setting: SurveySetting, shares: Sequence[Share], kept: int
+    candidates: Sequence[Candidate[K]], setting: SurveySetting, shares: Sequence[SparsityShare], kept: int
 ) -> list[int]:
     """More survivors where more of a block's scores are outliers."""
     config, outlying = candidates[0].config, []
@@ -105,7 +105,7 @@ def _by_outliers(
 def _by_losses(
     candidates: Sequence[Candidate[K]],
     setting: SurveySetting,
-    shares: Sequence[Share],
+    shares: Sequence[SparsityShare],
     kept: int,
     apply: Callable[[Layer, K], Weight],
 ) -> list[int]:
@@ -153,8 +153,8 @@ def _within_bytes(
     return list(least_loss(costs, lost, float(target - setting.other_bytes)).picks)
 
 
-def _share(candidate: Candidate[K]) -> Share:
+def _share(candidate: Candidate[K]) -> SparsityShare:
     config = candidate.config
     (out, columns), (high, wide) = candidate.info.shape, config.tile
     unit = high * wide * (out // high if config.scope == "row" else 1)
-    return Share(out * columns, unit, candidate.info.index)
+    return SparsityShare(out * columns, unit, candidate.info.index)

@@ -26,12 +26,12 @@ LEAF = 16  # columns that are updated one by one; matrix products do the rest
 class Rounding(Protocol):
     """What columns are rounded to."""
 
-    def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
+    def leaf(self, sweep: ColumnSweep, begin: int, end: int) -> None:
         """Round some of the columns of a sweep, each telling the later ones of them its error."""
 
 
 @dataclass(frozen=True)
-class Grid:
+class ColumnGrid:
     """The values that each column may take.
 
     Attributes:
@@ -54,7 +54,7 @@ class Grid:
         """What codes (in, out) stand for."""
         return self.steps(codes) * self.scale[list(self.group)]
 
-    def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
+    def leaf(self, sweep: ColumnSweep, begin: int, end: int) -> None:
         """Round some of the columns of a sweep, each telling the later ones of them its error."""
         columns = compiled(round_nearest)
         if columns is None:
@@ -82,7 +82,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class ColumnSweep:
     """Columns on their way to be rounded, all matrices in the order of rounding.
 
     Attributes:
@@ -147,12 +147,12 @@ def round_columns(
     Returns:
         Codes, (in, out) float32 integers.
     """
-    sweep = Sweep(targets, coupling, reference, torch.empty_like(targets), torch.empty_like(targets))
+    sweep = ColumnSweep(targets, coupling, reference, torch.empty_like(targets), torch.empty_like(targets))
     sweep.run(levels, 0, len(targets))
     return sweep.codes
 
 
-def one_by_one(round_column: Callable[[int, Tensor, Tensor], Tensor], sweep: Sweep, begin: int, end: int) -> None:
+def one_by_one(round_column: Callable[[int, Tensor, Tensor], Tensor], sweep: ColumnSweep, begin: int, end: int) -> None:
     """Round columns by a function that fills the codes (out,) of a column and returns their values."""
     for i in range(begin, end):
         target = sweep.targets[i]
@@ -162,7 +162,7 @@ def one_by_one(round_column: Callable[[int, Tensor, Tensor], Tensor], sweep: Swe
             sweep.targets[i + 1 : end].addr_(sweep.coupling[i, i + 1 : end], error)
 
 
-def in_one_pass(columns: Any, costs: Sequence[Tensor], sweep: Sweep, begin: int, end: int) -> None:
+def in_one_pass(columns: Any, costs: Sequence[Tensor], sweep: ColumnSweep, begin: int, end: int) -> None:
     """Round columns by a compiled function that also moves their errors.
 
     Args:

@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.columns import Grid, round_columns
+from aicompress.methods.quantize.grid.columns import ColumnGrid, round_columns
 
 SOLVED = 1 << 20  # entries of normal matrices that are solved at a time, in float64
 
 
-def sweep(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor) -> Tensor:
+def sweep(wanted: Tensor, hessian: Tensor, levels: ColumnGrid, codes: Tensor) -> Tensor:
     """Round every column once more, given all others.
 
     Args:
@@ -35,7 +35,7 @@ def sweep(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor) -> Tenso
     return round_columns(targets, hessian / -diagonal, levels, values)
 
 
-def fit_scales(pull: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dtype: torch.dtype) -> Grid:
+def fit_scales(pull: Tensor, hessian: Tensor, levels: ColumnGrid, codes: Tensor, dtype: torch.dtype) -> ColumnGrid:
     """Least-squares scales for given codes, rounded to the dtype they are stored in; a row keeps its own if they win.
 
     With S_g the steps of group g, the loss of a row is quadratic in its scales: A_gh = S_gᵀ H S_h, b_g = S_gᵀ H w. Rows
@@ -103,8 +103,8 @@ def _normal_matrices(hessian: Tensor, order: Tensor, steps: Tensor) -> Tensor:
 
 
 def refine(
-    wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, rounds: int, dtype: torch.dtype
-) -> tuple[Tensor, Grid]:
+    wanted: Tensor, hessian: Tensor, levels: ColumnGrid, codes: Tensor, rounds: int, dtype: torch.dtype
+) -> tuple[Tensor, ColumnGrid]:
     """Fit scales and sweep codes in turn, `rounds` times; then fit the scales once more.
 
     Args:

@@ -135,7 +135,7 @@ class Rated:
 
 
 @dataclass(frozen=True)
-class Scheme:
+class RatedRounding:
     """How a pass rounds.
 
     Attributes:
@@ -149,13 +149,13 @@ class Scheme:
     bucket: Tensor
 
     @classmethod
-    def first(cls, log: float, columns: int, trellis: bool) -> Scheme:
+    def first(cls, log: float, columns: int, trellis: bool) -> RatedRounding:
         """Before any code is counted."""
         return cls(log, typical() if trellis else torch.zeros(1, 256), torch.zeros(columns, dtype=torch.long))
 
-    def next(self, taken: float, bits: float, tables: Tensor, bucket: Tensor) -> Scheme:
+    def next(self, taken: float, bits: float, tables: Tensor, bucket: Tensor) -> RatedRounding:
         """The next pass, after codes took so many bits each and not those that they should."""
-        return Scheme(self.log + max(-2.0, min(2.0, (taken - bits) * math.log(2))), tables, bucket)
+        return RatedRounding(self.log + max(-2.0, min(2.0, (taken - bits) * math.log(2))), tables, bucket)
 
 
 def first_log(spread: Tensor, profile: Tensor, bits: float, trellis: bool) -> float:
@@ -179,7 +179,7 @@ def floor_of(problem: Problem, trellis: bool) -> Tensor:
     return problem.wanted.abs().amax(dim=0 if problem.profile is None else 1) / (LARGEST * (2 if trellis else 1))
 
 
-def one_pass(problem: Problem, floor: Tensor, scheme: Scheme, config: RatedConfig, every: int = 1) -> Rated:
+def one_pass(problem: Problem, floor: Tensor, scheme: RatedRounding, config: RatedConfig, every: int = 1) -> Rated:
     """Round every weight, or every so many rows."""
     columns, rows = problem.wanted.shape
     trellis = config.quantizer == "trellis"
@@ -211,7 +211,7 @@ def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
     if not (spread > 0).any():
         return Rated(torch.zeros_like(problem.wanted), profile, torch.ones(rows), trellis)
     floor, every = floor_of(problem, trellis), max(1, rows // SAMPLE)
-    scheme = Scheme.first(first_log(spread, profile, bits, trellis), columns, trellis)
+    scheme = RatedRounding.first(first_log(spread, profile, bits, trellis), columns, trellis)
     best: tuple[float, Rated] | None = None
     for attempt in range(ESTIMATED + MEASURED):
         measured = attempt >= ESTIMATED

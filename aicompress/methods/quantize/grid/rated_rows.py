@@ -19,7 +19,7 @@ from aicompress.methods.quantize.grid.rated import (
     Problem,
     Rated,
     RatedConfig,
-    Scheme,
+    RatedRounding,
     buckets,
     code_lengths,
     first_log,
@@ -34,7 +34,7 @@ from aicompress.weights.coding.writing import static_bits
 
 def shared_scheme(
     blocks: Sequence[Callable[[], Tensor]], shape: tuple[int, int], bits: float, config: RatedConfig
-) -> Scheme:
+) -> RatedRounding:
     """How to round a layer so that its codes take so many bits each once they are entropy-coded.
 
     Blocks are read once, and again for each of up to five passes, mostly two.
@@ -48,12 +48,12 @@ def shared_scheme(
     (rows, columns), trellis = shape, config.quantizer == "trellis"
     sample, spread = _sampled(blocks, shape)
     if not (spread > 0).any():
-        return Scheme.first(0.0, columns, trellis)
-    scheme = Scheme.first(first_log(spread, torch.ones(columns), bits, trellis), columns, trellis)
+        return RatedRounding.first(0.0, columns, trellis)
+    scheme = RatedRounding.first(first_log(spread, torch.ones(columns), bits, trellis), columns, trellis)
     for _ in range(ESTIMATED):
         tables, bucket, taken = tables_of(rated_rows(sample, scheme, config).codes, trellis)
         scheme = scheme.next(taken, bits, tables, bucket)
-    best: tuple[float, Scheme] | None = None
+    best: tuple[float, RatedRounding] | None = None
     for _ in range(MEASURED):
         counts = torch.zeros(columns, 2 if trellis else 1, 256, dtype=torch.int64)
         for read in blocks:
@@ -69,7 +69,7 @@ def shared_scheme(
     return best[1]
 
 
-def rated_rows(rows: Tensor, scheme: Scheme, config: RatedConfig) -> Rated:
+def rated_rows(rows: Tensor, scheme: RatedRounding, config: RatedConfig) -> Rated:
     """Codes of some rows (rows, in) of a layer all of whose columns have one step."""
     problem = Problem(rows.t().contiguous(), None, torch.ones(rows.shape[1]), None)
     return one_pass(problem, floor_of(problem, config.quantizer == "trellis"), scheme, config)

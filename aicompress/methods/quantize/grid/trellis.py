@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.columns import Sweep, in_one_pass
+from aicompress.methods.quantize.grid.columns import ColumnSweep, in_one_pass
 from aicompress.weights.decoding import NEXT_STATE, compiled
 
 # Of each state, the two that lead to it: the lower one, its parity, the higher one, its parity.
@@ -40,7 +40,7 @@ class TrellisGrid:
     tables: Tensor
     bucket: Tensor
 
-    def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
+    def leaf(self, sweep: ColumnSweep, begin: int, end: int) -> None:
         """Round some of the columns of a sweep, each telling the later ones of them its error."""
         columns = compiled_search() or round_trellis
         in_one_pass(columns, (self.steps, self.price, self.tables, self.bucket), sweep, begin, end)

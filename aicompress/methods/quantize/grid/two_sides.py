@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.columns import Grid, Sweep, in_one_pass
+from aicompress.methods.quantize.grid.columns import ColumnGrid, ColumnSweep, in_one_pass
 from aicompress.methods.quantize.grid.coordinate_descent import fit_scales
 from aicompress.weights.decoding import compiled
 
@@ -26,7 +26,7 @@ FITS = 1  # of the scales to what rows aim at, and roundings after it, before th
 
 
 @dataclass(frozen=True)
-class Sides:
+class DampedSides:
     """What errors count by, both damped to be positive definite.
 
     Attributes:
@@ -64,7 +64,7 @@ class _Rounding:
     rows: Tensor
     goals: Tensor
 
-    def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
+    def leaf(self, sweep: ColumnSweep, begin: int, end: int) -> None:
         """Round some of the columns of a sweep, each telling the later ones of them its error."""
         in_one_pass(self.kernel, (*self.costs, self.wanted, self.rows, self.goals), sweep, begin, end)
 
@@ -87,7 +87,7 @@ class _Descent:
     diagonal: Tensor
     metric: Tensor
 
-    def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
+    def leaf(self, sweep: ColumnSweep, begin: int, end: int) -> None:
         """Change the codes of some columns, each telling the later ones of them its changes."""
         in_one_pass(self.kernel, (*self.costs, self.values, self.diagonal, self.metric), sweep, begin, end)
 
@@ -97,7 +97,7 @@ def can_round() -> bool:
     return compiled(round_both) is not None and compiled(descend_both) is not None
 
 
-def rounded(wanted: Tensor, sides: Sides, levels: Grid, dtype: torch.dtype) -> tuple[Tensor, Grid]:
+def rounded(wanted: Tensor, sides: DampedSides, levels: ColumnGrid, dtype: torch.dtype) -> tuple[Tensor, ColumnGrid]:
     """Codes (in, out) float32 and the grid with its scales fitted.
 
     Args:
@@ -110,19 +110,19 @@ def rounded(wanted: Tensor, sides: Sides, levels: Grid, dtype: torch.dtype) -> t
     for turn in range(FITS + 1):
         goals = torch.empty_like(wanted)
         rounding = _Rounding(compiled(round_both), levels.costs, wanted, sides.rows, goals)
-        Sweep(wanted.clone(), sides.columns, None, codes, errors).run(rounding, 0, len(wanted))
+        ColumnSweep(wanted.clone(), sides.columns, None, codes, errors).run(rounding, 0, len(wanted))
         if turn < FITS:
             levels = fit_scales(sides.hessian @ goals, sides.hessian, levels, codes, dtype)
     for _ in range(SWEEPS):
         values = levels.values(codes)
         pull = sides.hessian @ ((values - wanted) @ sides.metric)
         descent = _Descent(compiled(descend_both), levels.costs, values, sides.hessian.diagonal(), sides.metric)
-        Sweep(pull, sides.hessian, None, codes, errors).run(descent, 0, len(wanted))
+        ColumnSweep(pull, sides.hessian, None, codes, errors).run(descent, 0, len(wanted))
         levels = _fitted(wanted, sides, levels, codes, dtype)
     return codes, levels
 
 
-def _fitted(wanted: Tensor, sides: Sides, levels: Grid, codes: Tensor, dtype: torch.dtype) -> Grid:
+def _fitted(wanted: Tensor, sides: DampedSides, levels: ColumnGrid, codes: Tensor, dtype: torch.dtype) -> ColumnGrid:
     """Scales of every row that are best with the other rows as they are, where all of them together lose less."""
     error = levels.values(codes) - wanted
     goals = wanted + error - (error @ sides.metric) / sides.metric.diagonal()

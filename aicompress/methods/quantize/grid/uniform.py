@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.columns import Sweep, in_one_pass, one_by_one
+from aicompress.methods.quantize.grid.columns import ColumnSweep, in_one_pass, one_by_one
 from aicompress.weights.decoding import compiled
 
 MOST = 127
@@ -31,7 +31,7 @@ class UniformGrid:
     tables: Tensor
     bucket: Tensor
 
-    def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
+    def leaf(self, sweep: ColumnSweep, begin: int, end: int) -> None:
         """Round some of the columns of a sweep, each telling the later ones of them its error."""
         columns = compiled(round_uniform)
         if columns is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.prune.masks.allocation import (
-    Share,
+    SparsityShare,
     by_losses,
     by_outliers,
     exact,
@@ -26,14 +26,14 @@ from tests.methods.layers import layer_of, randn
 
 @pytest.mark.parametrize("kept", [5, 333, 1200, 2099])
 def test_totals_are_exact(kept: int) -> None:
-    shares = [Share(1000), Share(700), Share(400)]
+    shares = [SparsityShare(1000), SparsityShare(700), SparsityShare(400)]
     counts = exact(shares, [0.9, 0.01, 0.5], kept)
     assert sum(counts) == kept
     assert all(1 <= count <= share.size for count, share in zip(counts, shares, strict=True))
 
 
 def test_totals_of_rows_and_blocks_are_as_near_as_units_allow() -> None:
-    shares = [Share(64 * 10, unit=10), Share(32 * 16, unit=16)]
+    shares = [SparsityShare(64 * 10, unit=10), SparsityShare(32 * 16, unit=16)]
     counts = exact(shares, [0.5, 0.5], 577)
     assert counts[0] % 10 == 0
     assert counts[1] % 16 == 0
@@ -42,12 +42,12 @@ def test_totals_of_rows_and_blocks_are_as_near_as_units_allow() -> None:
 
 def test_owl_by_hand() -> None:
     """Outlier shares 0, 0.01 and 0.02 and λ = 0.1: densities 0.1 apart, around the average."""
-    shares = [Share(1000, group=group) for group in range(3)]
+    shares = [SparsityShare(1000, group=group) for group in range(3)]
     assert by_outliers(shares, [0.0, 0.01, 0.02], 900, 0.1) == [200, 300, 400]
 
 
 def test_owl_gives_one_density_to_a_block_and_all_alike_the_same() -> None:
-    shares = [Share(1000, group=0), Share(500, group=0), Share(1000, group=1)]
+    shares = [SparsityShare(1000, group=0), SparsityShare(500, group=0), SparsityShare(1000, group=1)]
     counts = by_outliers(shares, [0.0, 0.03, 0.04], 1000, 0.08)
     assert counts[0] == pytest.approx(2 * counts[1], abs=2)
     assert counts[2] > counts[0]
@@ -88,7 +88,7 @@ def kept_largest(layer: Layer) -> Any:
 
 def test_least_loss_spends_where_the_loss_is_felt() -> None:
     layers = [with_moments(randn(20, 30, seed=seed), scale) for seed, scale in enumerate((1.0, 1.0, 30.0))]
-    shares = [Share(600) for _ in layers]
+    shares = [SparsityShare(600) for _ in layers]
     counts = [options(share, 0.4) for share in shares]
     losses = [measured(layer, row, kept_largest(layer)) for layer, row in zip(layers, counts, strict=True)]
     assert all(one > other for row in losses for one, other in pairwise(row))
@@ -104,6 +104,6 @@ def test_least_loss_spends_where_the_loss_is_felt() -> None:
 
 
 def test_least_loss_of_nothing_to_choose() -> None:
-    shares = [Share(4), Share(4)]
+    shares = [SparsityShare(4), SparsityShare(4)]
     counts = [options(share, 1.0) for share in shares]
     assert sum(by_losses(shares, counts, [[0.1] * (len(row) - 1) + [0.0] for row in counts], 8)) == 8
