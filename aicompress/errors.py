@@ -15,7 +15,7 @@ CompressError                 1  failed while running; nothing is left at OUT
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class CompressError(Exception):
@@ -100,6 +100,21 @@ def raise_all(problems: Sequence[CompressError]) -> None:
         raise Problems(problems)
 
 
+def first_line(error: BaseException, otherwise: str = "") -> str:
+    """The first line of what an error says; where it says nothing the other words, or the name of its class."""
+    return (str(error).strip().splitlines() or [otherwise or type(error).__name__])[0]
+
+
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """The first of some names, and dots for the others.
+
+    >>> listed("abcd")
+    'a, b, c, ...'
+    """
+    every = [str(name) for name in names]
+    return ", ".join([*every[:most], *(["..."] if len(every) > most else [])])
+
+
 def suggestion(word: str, known: Sequence[str]) -> str:
     """A hint that names the nearest known word, or lists what there is.
 
@@ -109,8 +124,7 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     near = nearest(word, known)
     if near is not None:
         return f"did you mean {near!r}?"
-    shown = ", ".join(sorted(known)[:12])
-    return f"known: {shown}" + (", ..." if len(known) > 12 else "")
+    return f"known: {listed(sorted(known), 12)}"
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:

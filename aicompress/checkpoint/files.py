@@ -24,11 +24,6 @@ NARROW = 512  # columns that are read and written at a time at least, since each
 SMALL = 1 << 20  # bytes that may always be decoded
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def require_likely(decoded: int, stored: int, name: str, path: Path) -> None:
     """Refuse a compressed parameter that would decode to more bytes than any weight of a model does.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, checked_shape
 from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.layouts import native_names
-from aicompress.errors import CheckpointError, Unsupported
+from aicompress.errors import CheckpointError, Unsupported, listed
 from aicompress.layer import LayerInfo, from_matrix
 from aicompress.weights import TensorSpec, Weight, form_of
 
@@ -125,7 +125,7 @@ class Manifest:
         apart = [name for name in shared if name not in later.entries or not later.entries[name].shared]
         if not apart:
             return []
-        shown = ", ".join(apart[:3]) + (", ..." if len(apart) > 3 else "")
+        shown = listed(apart)
         return [f"{len(apart)} parameters no longer share what is stored once for them and others: {shown}"]
 
     def to_json(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from aicompress.checkpoint.checkpoint_headers import CheckpointHeaders
 from aicompress.checkpoint.described import description
 from aicompress.checkpoint.files import (
     digests,
-    first_line,
     read_headers,
     read_part,
     read_rows,
@@ -23,7 +22,7 @@ from aicompress.checkpoint.files import (
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES
 from aicompress.checkpoint.manifest import Entry
 from aicompress.checkpoint.source import locate
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, first_line
 from aicompress.layer import Layer, LayerInfo, as_matrix
 from aicompress.weights import Dense, Weight, fixed_width
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from aicompress.disk import expanded
-from aicompress.errors import CompressError, Interrupted, OutOfSpace, Problems, Refused, Terminated
+from aicompress.errors import CompressError, Interrupted, OutOfSpace, Problems, Refused, Terminated, first_line
 
 DEBUG = "--traceback"
 STARTED = time.perf_counter()  # of the command
@@ -184,7 +184,7 @@ def explained(error: Exception) -> CompressError:
     if isinstance(error, OSError) and error.errno is not None:
         return _of_system(error)
     hint = f"this is a defect of aicompress; `aicompress {DEBUG} ...` shows where"
-    return CompressError(f"{type(error).__name__}: {_one_line(error)}", hint)
+    return CompressError(f"{type(error).__name__}: {first_line(error, 'no message')}", hint)
 
 
 def _of_system(error: OSError) -> CompressError:
@@ -215,7 +215,3 @@ def _shown(text: str) -> str:
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

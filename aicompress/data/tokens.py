@@ -15,7 +15,7 @@ from aicompress.data.sampling import SampleSource, choose, record, wanted_of
 from aicompress.data.section import Data
 from aicompress.data.text_files import pieces
 from aicompress.data.values import Messages, messages_of, plain_text
-from aicompress.errors import CheckpointError, RecipeError
+from aicompress.errors import CheckpointError, RecipeError, first_line
 
 
 class Tokenizer(Protocol):
@@ -162,7 +162,7 @@ def _chat(tokenizer: Tokenizer, messages: Messages, place: str, field: str) -> s
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # whatever a template raises for roles or contents that it does not know
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         message = f"{place}: the chat template does not take these messages: {reason}"[:300]
         raise RecipeError(message, f"field: {field}.content reads their texts alone") from error
 

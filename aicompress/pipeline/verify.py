@@ -11,7 +11,7 @@ from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
-from aicompress.errors import CheckpointError, CompressError, Unsupported
+from aicompress.errors import CheckpointError, CompressError, Unsupported, listed
 from aicompress.model.loading.mismatches import misfits_of
 from aicompress.pipeline.packing.checking import check_packed, packed_files
 from aicompress.report.model import Report
@@ -133,7 +133,7 @@ def _index_problems(source: Source) -> list[str]:
         return []
     held = {name for file in source.files for name in read_header(file).tensors}
     stray = sorted(held - set(source.weight_map))
-    shown = ", ".join(stray[:5]) + (", ..." if len(stray) > 5 else "")
+    shown = listed(stray, 5)
     return [f"{len(stray)} tensors are not in {INDEX}: {shown}"] if stray else []
 
 

@@ -14,7 +14,7 @@ from aicompress.checkpoint.foreign.layout import ForeignWeight, Read
 from aicompress.checkpoint.header import TensorRef
 from aicompress.checkpoint.manifest import Entry
 from aicompress.checkpoint.source import Source
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, first_line
 from aicompress.weights import TensorSpec, Weight
 
 Decoded = TypeVar("Decoded")
@@ -124,7 +124,7 @@ class ForeignWeights:
         try:
             return decode(weight, self._reader(whole, rows))
         except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-            reason = (str(error).strip().splitlines() or ["its tensors do not fit one another"])[0]
+            reason = first_line(error, "its tensors do not fit one another")
             raise CheckpointError(
                 f"{self.path}: {parameter} ({weight.words}) cannot be decoded: {reason}",
                 "download the checkpoint again",

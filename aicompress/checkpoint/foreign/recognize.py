@@ -10,7 +10,7 @@ import torch
 
 from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Stored
 from aicompress.discovery import members
-from aicompress.errors import CheckpointError, Unsupported
+from aicompress.errors import CheckpointError, Unsupported, first_line
 from aicompress.weights import TensorSpec
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -62,7 +62,7 @@ def foreign_weights(stored: Stored, method: str | None, where: str) -> dict[str,
             raise Unsupported(error.message, error.hint) from error
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise Unsupported(
-                f"{where}: its {layout.name} weights are not understood: {_line(error)}",
+                f"{where}: its {layout.name} weights are not understood: {first_line(error, 'they are malformed')}",
                 "start from the original checkpoint, or download this one again",
             ) from error
         twice = sorted(weights.keys() & recognized.keys())
@@ -153,7 +153,3 @@ def settings_of(config: Mapping[str, Any] | None, beside: Mapping[str, Any] | No
     given = (config or {}).get("quantization_config") or beside or {}
     nested = given.get("quantization") if isinstance(given, dict) else None  # hf_quant_config.json of ModelOpt
     return {**given, **nested} if isinstance(nested, dict) else dict(given)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["they are malformed"])[0]

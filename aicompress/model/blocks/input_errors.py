@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aicompress.errors import CompressError, Refused
+from aicompress.errors import CompressError, Refused, first_line
 
 _OF_DATA = (
     RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError, ArithmeticError,
@@ -26,7 +26,7 @@ def input_errors_refused(what: str = "calibration inputs") -> Iterator[None]:
     except _OF_DATA as error:
         if "allocate memory" in str(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise Refused(
             f"the model does not run on the {what}: {reason}",
             "check their shape and values, and that `length` is no longer than the model's positions",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, first_line
 
 _PRODUCTS = re.compile(r"bmm|scaled_?dot_?product", re.IGNORECASE)
 _HINT = "channels are followed through convolutions, linear layers, norms, sums and concatenations"
@@ -112,7 +112,7 @@ def _traced(module: nn.Module, inputs: Any) -> Any:
             module.requires_grad_(True)
             return DependencyGraph().build_dependency(module, inputs, forward_fn=_forward, verbose=False)
     except Exception as error:  # what the tracer does not expect
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(f"torch-pruning cannot trace {type(module).__name__}: {reason}", _HINT) from error
     finally:
         for parameter, before in zip(module.parameters(), wanted, strict=True):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from aicompress.errors import first_line
 from aicompress.model.channels.cut import cut_module, kept_places
 from aicompress.model.channels.graph import OUTPUT, ChannelGroup, Fixed, forward, tensors_of
 
@@ -54,7 +55,7 @@ def refusal(module: nn.Module, inputs: Any, groups: Sequence[ChannelGroup]) -> s
             wanted = _masked(module, inputs, choice)
             got = tensors_of(forward(cut, inputs))
     except Exception as error:  # whatever a changed width breaks in the module's own code
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     if [tensor.shape for tensor in got] != [tensor.shape for tensor in wanted]:
         return OUTPUT
     for one, other in zip(got, wanted, strict=True):

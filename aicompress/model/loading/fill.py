@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, first_line
 from aicompress.model import hf
 from aicompress.model.kernels.fusion import fuse
 from aicompress.model.kernels.reference import reference_kernel
@@ -222,7 +222,7 @@ def _generation_config(folder: Path) -> Any:
     try:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever a wrong value breaks
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         message = f"{folder / 'generation_config.json'} cannot be read: {reason}"[:300]
         raise CheckpointError(message, "download it again, or take it away") from error
 

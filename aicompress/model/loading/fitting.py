@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from aicompress.errors import listed
 from aicompress.model import hf
 from aicompress.model.loading.definitions.definition import new_skeleton
 from aicompress.model.loading.fill import lacking, unused
@@ -37,7 +38,7 @@ class Fit:
         """What the user should know of it."""
         told = [f"the checkpoint holds nothing of {self.without}: it is run without"] if self.without else []
         if self.unused:
-            shown = ", ".join(self.unused[:3]) + (", ..." if len(self.unused) > 3 else "")
+            shown = listed(self.unused)
             told.append(f"{type(self.model).__name__} has no place for {len(self.unused)} parameters: {shown}")
         return told
 

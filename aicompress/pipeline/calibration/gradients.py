@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.errors import listed
 from aicompress.layer import LayerInfo
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.gradients import Descent, Keep, collect
@@ -139,7 +140,7 @@ def diagonal_only(chosen: Iterable[LayerInfo]) -> list[str]:
     names = [x.name for x in chosen if x.kind in ("experts", "embedding") or x.shape[0] > WIDEST]
     if not names:
         return []
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    shown = listed(names)
     why = f"(more than {WIDEST:,}, an embedding's, or experts' in one tensor)"
     return [f"layers whose outputs {why} are not weighed against each other, but by their own gradients: {shown}"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.views.noise import NoiseCheckpoint
-from aicompress.errors import CompressError, Refused
+from aicompress.errors import CompressError, Refused, first_line
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.request import Given, module_of
 from aicompress.pipeline.step.models.running_model import example
@@ -52,7 +52,7 @@ def on_noise(step: Given, search: Callable[[Any, Any, Mapping[str, Tensor]], T])
     except CompressError:
         raise
     except Exception as error:  # whatever the model's own code raises for these inputs
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         hint = "take a method that rewrites nothing, such as gptq or rtn"
         raise Refused(f"{checkpoint.path}: its blocks do not run: {reason}", hint) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.errors import RecipeError
+from aicompress.errors import RecipeError, first_line
 from aicompress.model.channels.graph import forward
 from aicompress.pipeline.step.models import running_model as running
 
@@ -77,5 +77,5 @@ def _refusal(module: nn.Module, inputs: Any) -> str | None:
         with torch.no_grad():
             forward(module, inputs)
     except Exception as error:  # whatever a wrong shape breaks in the module's own code
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
+from aicompress.errors import listed
 from aicompress.layer import from_matrix
 from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
@@ -175,19 +176,18 @@ def scarce(work: Work) -> list[str]:
     chosen = sum(row.method != "-" for row in rows)
     warnings: list[str] = []
     if few:
-        shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in few[:3]) + (", ..." if len(few) > 3 else "")
+        shown = listed(f"{row.name} ({row.note.split()[0]})" for row in few)
         warnings.append(
             f"{len(few)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"
         )
     if experts:
-        counts = (" ".join(row.note.split()[:3]) for row in experts[:3])
-        shown = ", ".join(f"{row.name} ({count})" for row, count in zip(experts, counts, strict=False))
+        shown = listed(f"{row.name} ({' '.join(row.note.split()[:3])})" for row in experts)
         warnings.append(
             f"{len(experts)} tensors hold experts that saw fewer than {MIN_ROWS} calibration rows and are data-free: "
-            f"{shown}" + (", ..." if len(experts) > 3 else "")
+            f"{shown}"
         )
     if unreached:
-        shown = ", ".join(row.name for row in unreached[:3]) + (", ..." if len(unreached) > 3 else "")
+        shown = listed(row.name for row in unreached)
         warnings.append(
             f"no gradient of the loss reaches {len(unreached)} of {chosen} layers, which are data-free: {shown}"
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from aicompress.errors import RecipeError, Refused
+from aicompress.errors import RecipeError, Refused, listed
 from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.architecture.architecture import Architecture
@@ -81,8 +81,6 @@ def _left(layers: Mapping[str, LayerPlan], coupled: Mapping[str, LayerPlan], who
         if name not in coupled:
             reasons.setdefault(whole.get(name, other), []).append(name)
     return [
-        f"{len(names)} of {len(layers)} layers stay as they are: {why}: "
-        + ", ".join(names[:3])
-        + ", ..." * (len(names) > 3)
+        f"{len(names)} of {len(layers)} layers stay as they are: {why}: " + listed(names)
         for why, names in reasons.items()
     ]

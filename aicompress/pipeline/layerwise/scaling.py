@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.views.rewritten import RewrittenCheckpoint
-from aicompress.errors import Refused
+from aicompress.errors import Refused, listed
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, ScalingFactors
 from aicompress.methods.layerwise import AnyLayerMethod
@@ -51,7 +51,7 @@ def rescalable(
     left = [layer.info.name for layer in chosen if layer.info.tensor not in served]
     if not left:
         return usable, []
-    shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    shown = listed(left)
     return usable, [
         f"the inputs of {len(left)} of {len(names)} layers are not rescaled, "
         f"for the model would compute something else: {shown}"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import layer_name
+from aicompress.errors import listed
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.resolve import candidates_of
@@ -43,7 +44,7 @@ def _told(layers: Sequence[LayerPlan]) -> list[str]:
     if not groups:
         return []
     first, *others = map(layer_name, next(iter(groups)))
-    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    shown = listed(others)
     return [f"{len(layers)} layers in {len(groups)} groups store once what they share: {first} with {shown}, for one"]
 
 
@@ -52,7 +53,7 @@ def _left(method: AnyLayerMethod, layers: Mapping[str, LayerPlan], alone: Sequen
     assert method.shares is not None
     if not alone:
         return []
-    shown = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
+    shown = listed(alone)
     many = f"{len(alone)} of {len(layers)} layers" if len(alone) < len(layers) else "no layer"
     verb = "shares a tensor" if many == "no layer" else "share no tensor"
     done = "each is compressed by itself" if method.shares.alone else "left as they are"
@@ -103,6 +104,5 @@ def followers(infos: Sequence[LayerInfo]) -> list[str]:
     names = [info for info in infos if info.owner]
     if not names:
         return []
-    shown = ", ".join(f"{info.name} ({layer_name(info.owner)})" for info in names[:3])
-    more = ", ..." if len(names) > 3 else ""
-    return [f"{len(names)} layers are stored once with another one and change with it: {shown}{more}"]
+    shown = listed(f"{info.name} ({layer_name(info.owner)})" for info in names)
+    return [f"{len(names)} layers are stored once with another one and change with it: {shown}"]

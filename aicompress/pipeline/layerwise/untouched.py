@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.errors import listed
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import OF_TRAINING
@@ -103,6 +104,5 @@ def _shared(checkpoint: Checkpoint, names: Collection[str], what: str, told: str
     share = sum(numbers[name] for name in names) / max(1, sum(numbers.values()))
     if not names or share < least:
         return []
-    largest = sorted(names, key=lambda name: -numbers[name])[:3]
-    shown = ", ".join(largest) + (", ..." if len(names) > 3 else "")
-    return [f"{len(names)} {what} {told} ({share:.1%} of the numbers): {shown}"]
+    largest = sorted(names, key=lambda name: -numbers[name])
+    return [f"{len(names)} {what} {told} ({share:.1%} of the numbers): {listed(largest)}"]

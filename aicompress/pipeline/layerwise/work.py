@@ -12,6 +12,7 @@ from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
+from aicompress.errors import listed
 from aicompress.layer import from_matrix
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.layerwise.plan import Plan
@@ -154,7 +155,7 @@ class Work:
                     self.record(name, rows)
             self.infinite |= threads.infinite
         if self.infinite:
-            shown = ", ".join(sorted(self.infinite)[:3]) + (", ..." if len(self.infinite) > 3 else "")
+            shown = listed(sorted(self.infinite))
             self.warnings.append(
                 f"{len(self.infinite)} tensors hold NaN or infinity and are copied as they are: {shown}"
             )

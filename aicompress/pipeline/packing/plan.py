@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from aicompress.checkpoint.header import PACKED_SUFFIX
 from aicompress.checkpoint.place import require_apart, require_free, working_path
 from aicompress.checkpoint.source import Source
 from aicompress.disk import require_writable
-from aicompress.errors import CompressError, OutOfSpace, Refused, raise_all
+from aicompress.errors import CompressError, OutOfSpace, Refused, listed, raise_all
 from aicompress.pipeline.packing.base_checkpoint import Base
 from aicompress.pipeline.step.checks import problem_of
 from aicompress.pipeline.step.output import Destination
@@ -120,8 +119,4 @@ def unpacked_name(name: str) -> str:
 def left_out(source: Source) -> list[str]:
     """Warnings that name what is not taken along."""
     kinds = {"not taken along": source.left_out, "links out of the folder, left out": source.outside}
-    return [f"{why}: {_named(files)}" for why, files in kinds.items() if files]
-
-
-def _named(files: Sequence[Path]) -> str:
-    return ", ".join(map(str, files[:5])) + (", ..." if len(files) > 5 else "")
+    return [f"{why}: {listed(files, 5)}" for why, files in kinds.items() if files]

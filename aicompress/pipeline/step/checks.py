@@ -9,7 +9,7 @@ from typing import Any
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart, require_free, working_path
-from aicompress.errors import CheckpointError, CompressError, OutOfSpace
+from aicompress.errors import CheckpointError, CompressError, OutOfSpace, listed
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.model.architecture.shapes import misfits
@@ -49,11 +49,7 @@ def left_out(checkpoint: Checkpoint, destination: Destination | None = None) -> 
         "links out of the folder, left out": checkpoint.source.outside,
         "kept as they are, since sentence-transformers reads plain tensors there": checkpoint.source.part_weights,
     }
-    return [
-        f"{why}: {', '.join(map(str, files[:5]))}" + (", ..." if len(files) > 5 else "")
-        for why, files in kinds.items()
-        if files
-    ] + _decoded(checkpoint)
+    return [f"{why}: {listed(files, 5)}" for why, files in kinds.items() if files] + _decoded(checkpoint)
 
 
 def _decoded(checkpoint: Checkpoint) -> list[str]:

@@ -15,6 +15,7 @@ from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.journal import NAME, Journal, require_same
 from aicompress.checkpoint.place import shared_mode, working_path
 from aicompress.checkpoint.reader import digests
+from aicompress.errors import first_line
 from aicompress.layer import Kind
 from aicompress.pipeline.step.blocks import Block, put_block
 from aicompress.pipeline.step.digests import hashing
@@ -239,5 +240,5 @@ def _latency(before: Checkpoint, after: Checkpoint, mode: Mode) -> tuple[Latency
     try:
         return compare(before, after, mode)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        reason = first_line(error, "no message")
         return None, [f"latency was not measured: {type(error).__name__}: {reason}"]

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.errors import listed
 from aicompress.methods.structural import Structure
 from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
@@ -132,8 +133,7 @@ class _Chooser:
         """A warning that names the structures which too few calibration rows reached."""
         if not self.data_free:
             return []
-        some = [f"{name} ({count})" for name, count in list(self.data_free.items())[:3]]
-        shown = ", ".join(some) + (", ..." if len(self.data_free) > 3 else "")
+        shown = listed(f"{name} ({count})" for name, count in self.data_free.items())
         total = len(self.reading.edit.changed)
         return [
             f"{len(self.data_free)} of {total} saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.errors import listed
 from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
@@ -138,6 +139,5 @@ class _Fitter:
         """A warning that names the readers which too few calibration rows reached."""
         if not self.cut:
             return []
-        some = [f"{name} ({count})" for name, count in list(self.cut.items())[:3]]
-        shown = ", ".join(some) + (", ..." if len(self.cut) > 3 else "")
+        shown = listed(f"{name} ({count})" for name, count in self.cut.items())
         return [f"{len(self.cut)} readers saw fewer than {MIN_ROWS} calibration rows and are not fitted: {shown}"]

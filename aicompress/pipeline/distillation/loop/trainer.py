@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from aicompress.errors import CompressError, OutOfSpace
+from aicompress.errors import CompressError, OutOfSpace, listed
 from aicompress.pipeline.distillation.data.batches import Batch
 from aicompress.pipeline.distillation.loop.log import TrainingLog
 from aicompress.pipeline.distillation.loop.setup import TrainingSetup
@@ -221,7 +221,7 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self._require_teacher(index)
-        shown = ", ".join(map(str, index[:SHOWN].tolist())) + (", ..." if len(index) > SHOWN else "")
+        shown = listed(index.tolist(), SHOWN)
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         raise CompressError(
             f"{what} at step {self.history.step + 1}, on samples {shown}: nothing is written",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.data import Data
-from aicompress.errors import CompressError, RecipeError
+from aicompress.errors import CompressError, RecipeError, first_line
 from aicompress.model.loading.definitions.config import batched_experts, most_positions
 from aicompress.model.loading.definitions.definition import without_initialization
 from aicompress.pipeline.step.models.running_model import example
@@ -171,6 +171,6 @@ def _error(module: nn.Module, given: tuple[Tensor, ...], named: Mapping[str, Ten
     except NotImplementedError:
         return None
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return None if "meta" in reason else reason
     return None
