@@ -149,7 +149,7 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Lamp
 
 
 def resolve(candidates: Sequence[Candidate[LampConfig]], other_bytes: int) -> list[LampConfig]:
-    """Every layer's number of survivors; reads layers up to 4 times, large ones 3 times for every range and once more.
+    """Every layer's number of survivors; reads layers up to 3 times, large ones twice for every range and once more.
 
     Raises:
         RecipeError: several sparsities.

@@ -18,7 +18,7 @@ from aicompress.methods.capabilities import Candidate, RowWise
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.global_threshold import by_blocks, share_globally
-from aicompress.methods.prune.masks.masks import global_counts, parse_pattern, tile_sums
+from aicompress.methods.prune.masks.masks import global_cut, parse_pattern, tile_sums
 from aicompress.methods.prune.masks.permutation import permuting, pruned_in_order, regrouped
 from aicompress.methods.prune.masks.sparsity import (
     SparsityConfig,
@@ -57,22 +57,29 @@ class MagnitudeConfig(SparsityConfig):
     name: Literal["magnitude"] = "magnitude"
 
 
+class BlockConfig(MagnitudeConfig):
+    """Parameters for some rows of a layer, with what all rows decide.
+
+    Attributes:
+        threshold: the bits of the least score that stays, of which `kept` are in these rows.
+        order: (in,) the order of the inputs that N:M groups go by.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    threshold: int | None = None
+    order: Tensor | None = None
+
+
 def scores(layer: Layer, config: MagnitudeConfig) -> Tensor:
     """|w|, (out, in); w², which adds up, where blocks stay or go together."""
     return layer.weight.abs() if config.block is None else layer.weight.square()
 
 
 def apply(layer: Layer, config: MagnitudeConfig) -> Weight:
-    """Prune one layer."""
-    return masked(layer, choose(layer, scores(layer, config), config), config)
-
-
-class BlockConfig(MagnitudeConfig):
-    """Parameters for some rows of a layer, with the order of the whole layer's inputs that its groups go by, (in,)."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    order: Tensor
+    """Prune one layer, or some rows of one."""
+    threshold = config.threshold if isinstance(config, BlockConfig) else None
+    return masked(layer, choose(layer, scores(layer, config), config, threshold), config)
 
 
 permuted = permuting(apply, scores)
@@ -80,13 +87,13 @@ permuted = permuting(apply, scores)
 
 def pruned(layer: Layer, config: MagnitudeConfig) -> Weight:
     """Prune one layer, or some rows of one, in the order of its inputs that its config asks for."""
-    if isinstance(config, BlockConfig):
+    if isinstance(config, BlockConfig) and config.order is not None:
         return pruned_in_order(apply, layer, config, config.order)
     return permuted(layer, config)
 
 
 def resolve(candidates: Sequence[Candidate[MagnitudeConfig]], other_bytes: int) -> list[MagnitudeConfig]:
-    """Turn a global sparsity into the exact number of weights that stay in every layer; reads layers up to 3 times.
+    """Turn a global sparsity into the exact number of weights that stay in every layer; reads layers up to twice.
 
     Raises:
         RecipeError: several global sparsities, or a layer would be pruned away.
@@ -110,7 +117,7 @@ def together(config: MagnitudeConfig) -> int:
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: MagnitudeConfig) -> list[MagnitudeConfig]:
     """A config for each block of rows: how many of the layer's survivors lie in it, or in which order its groups go.
 
-    Reads blocks up to 3 times.
+    Reads blocks up to 3 times, for a number of survivors twice.
     """
     store = "sparse" if isinstance(outline(info, config), Sparse) else "dense"
     config = config.model_copy(update={"store": store})
@@ -129,8 +136,9 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Magn
         layer = read()
         return tile_sums(ranked(scores(layer, config), present(layer)), keep.tile)
 
-    counts = global_counts([partial(tiles, read) for read in blocks], keep.kept // area)
-    return [config.model_copy(update={"sparsity": None, "kept": count * area}) for count in counts]
+    found = global_cut([partial(tiles, read) for read in blocks], keep.kept // area)
+    given = {**dict(config), "sparsity": None, "threshold": found.threshold}
+    return [BlockConfig.model_construct(**{**given, "kept": count * area}) for count in found.counts]
 
 
 def _scores(read: Callable[[], Layer], config: MagnitudeConfig) -> Tensor:

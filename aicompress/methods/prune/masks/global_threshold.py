@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.prune.masks.masks import global_counts, kept_count, tile_sums
+from aicompress.methods.prune.masks.masks import global_cut, kept_count, tile_sums
 from aicompress.methods.prune.masks.sparsity import SparsityConfig, present, ranked
 from aicompress.methods.zeros import mask_of
 
@@ -29,7 +29,7 @@ def share_globally(
         candidates: every selected layer, with the config as given.
         configs: their configs so far.
         pieces: (candidate, config) -> functions that give its scores, non-negative, comparable between layers; each is
-            called up to 3 times, in order.
+            called up to twice, in order.
 
     Raises:
         RecipeError: several global sparsities or blocks, or a layer would be pruned away.
@@ -67,7 +67,7 @@ def _counts(layers: Sequence[Sequence[Callable[[], Tensor]]], kept: int) -> list
     """How many of the largest scores each layer has, from the pieces of every layer."""
     if not kept:
         return [0] * len(layers)
-    counts = iter(global_counts([piece for pieces in layers for piece in pieces], kept))
+    counts = iter(global_cut([piece for pieces in layers for piece in pieces], kept).counts)
     return [sum(next(counts) for _ in pieces) for pieces in layers]
 
 

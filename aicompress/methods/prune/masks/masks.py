@@ -69,50 +69,75 @@ def _crossing(counts: Tensor, kept: int) -> tuple[int, int]:
     return number, int(above[number])
 
 
-def top_mask(scores: Tensor, kept: int) -> Tensor:
-    """True for the `kept` largest scores; of equal ones the first in row-major order. Same shape as scores."""
+def top_mask(scores: Tensor, kept: int, threshold: int | None = None) -> Tensor:
+    """True for the `kept` largest scores; of equal ones the first in row-major order. Same shape as scores.
+
+    Args:
+        scores: non-negative.
+        kept: how many.
+        threshold: the bits of the least of them, where they are known.
+    """
     if kept <= 0 or kept >= scores.numel():
         return torch.full(scores.shape, kept > 0, dtype=torch.bool, device=scores.device)
     bits = _bits(scores)
-    threshold, above = threshold_of([lambda: bits], kept)
+    if threshold is None:
+        threshold = cut([lambda: bits], kept).threshold
     mask = bits > threshold
-    ties = (bits == threshold).nonzero().squeeze(1)[: kept - above]
+    ties = (bits == threshold).nonzero().squeeze(1)[: kept - int(mask.sum())]
     mask[ties] = True
     return mask.reshape(scores.shape)
 
 
-def threshold_of(read: Sequence[Callable[[], Tensor]], kept: int) -> tuple[int, int]:
-    """The kept-th largest of several layers' int32 score bits, and how many lie above it. Each is read twice."""
+@dataclass(frozen=True)
+class Cut:
+    """Where the largest scores of several layers end.
+
+    Attributes:
+        threshold: bits of the least of them.
+        counts: how many each layer has; of equal scores the first layers' come first.
+    """
+
+    threshold: int
+    counts: list[int]
+
+
+def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> Cut:
+    """Find the `kept` largest scores of several layers.
+
+    Args:
+        read: gives one layer's score bits, int32; each is called twice, and no two results are held at once.
+        kept: how many, at least 1.
+    """
     high = torch.zeros(HIGH, dtype=torch.int64)
     for bits in read:
         for part in torch.split(bits(), CHUNK):
             high += torch.bincount(part >> 16, minlength=HIGH).cpu()
-    bucket, above = _crossing(high, kept)
-    low = torch.zeros(LOW, dtype=torch.int64)
+    bucket, _ = _crossing(high, kept)
+    above, within = [], []  # scores in higher buckets, and how often each lower half occurs in this one
     for bits in read:
+        larger, low = 0, torch.zeros(LOW, dtype=torch.int64)
         for part in torch.split(bits(), CHUNK):
-            low += torch.bincount(part[(part >> 16) == bucket] & 0xFFFF, minlength=LOW).cpu()
-    offset, within = _crossing(low, kept - above)
-    return (bucket << 16) | offset, above + within
+            upper = part >> 16
+            larger += int((upper > bucket).sum())
+            low += torch.bincount(part[upper == bucket] & 0xFFFF, minlength=LOW).cpu()
+        above.append(larger)
+        within.append(low.to_sparse())  # of many layers, few of the entries
+    offset, _ = _crossing(sum(within, start=torch.zeros(LOW, dtype=torch.int64)), kept - sum(above))
+    counts, equal = [], []
+    for larger, sparse in zip(above, within, strict=True):
+        low = sparse.to_dense()
+        counts.append(larger + int(low[offset + 1 :].sum()))
+        equal.append(int(low[offset]))
+    left = kept - sum(counts)
+    for number, ties in enumerate(equal):
+        counts[number] += min(ties, left)
+        left -= min(ties, left)
+    return Cut((bucket << 16) | offset, counts)
 
 
-def global_counts(read: Sequence[Callable[[], Tensor]], kept: int) -> list[int]:
-    """How many scores of each layer are among the `kept` largest of all; of equal ones the first layers' come first.
-
-    Args:
-        read: gives one layer's scores; called up to three times, and no two results are held at once.
-        kept: how many stay of all layers together, at least 1.
-    """
-    as_bits = [partial(_bits_of, scores) for scores in read]
-    threshold, above = threshold_of(as_bits, kept)
-    ties_left = kept - above
-    counts = []
-    for bits in as_bits:
-        values = bits()
-        ties = min(int((values == threshold).sum()), ties_left)
-        ties_left -= ties
-        counts.append(int((values > threshold).sum()) + ties)
-    return counts
+def global_cut(read: Sequence[Callable[[], Tensor]], kept: int) -> Cut:
+    """The same for functions that give scores, non-negative."""
+    return cut([partial(_bits_of, scores) for scores in read], kept)
 
 
 def row_mask(scores: Tensor, kept: int) -> Tensor:
@@ -174,16 +199,17 @@ class Keep:
         kept = self.kept // unit
         return replace(self, kept=(kept * through // total - kept * before // total) * unit)
 
-    def mask(self, scores: Tensor) -> Tensor:
+    def mask(self, scores: Tensor, threshold: int | None = None) -> Tensor:
         """True for the weights that stay; of equal scores the first.
 
         Args:
             scores: (rows, columns), non-negative and additive over a tile.
+            threshold: the bits of the least score that stays, where all compete and it is known.
         """
         if self.group is not None:
             return pattern_mask(scores, *self.group)
         high, wide = self.tile
         kept = self.kept // (high * wide)
         tiles = tile_sums(scores, self.tile)
-        mask = row_mask(tiles, kept // tiles.shape[0]) if self.per_row else top_mask(tiles, kept)
+        mask = row_mask(tiles, kept // tiles.shape[0]) if self.per_row else top_mask(tiles, kept, threshold)
         return mask if self.tile == (1, 1) else mask.repeat_interleave(high, 0).repeat_interleave(wide, 1)

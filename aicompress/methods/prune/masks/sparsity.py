@@ -185,9 +185,12 @@ def ranked(scores: Tensor, there: Tensor) -> Tensor:
     return scores.clamp(min=SCORED).masked_fill_(~there, 0.0)
 
 
-def choose(layer: Layer, scores: Tensor, config: SparsityConfig) -> Tensor:
-    """(out, in) bool, True for the weights that stay, by scores (out, in) that add up over a block."""
-    mask = keep_of(layer.info.shape, config).mask(ranked(scores, present(layer)))
+def choose(layer: Layer, scores: Tensor, config: SparsityConfig, threshold: int | None = None) -> Tensor:
+    """(out, in) bool, True for the weights that stay, by scores (out, in) that add up over a block.
+
+    `threshold` is as of `Keep.mask`.
+    """
+    mask = keep_of(layer.info.shape, config).mask(ranked(scores, present(layer)), threshold)
     stored = mask_of(layer.stored)
     return mask if stored is None else mask & stored
 

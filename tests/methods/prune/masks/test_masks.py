@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aicompress.methods.prune.masks.masks import global_counts, row_mask, top_mask
+from aicompress.methods.prune.masks.masks import global_cut, row_mask, top_mask
 from tests.methods.layers import randn
 
 
@@ -38,7 +38,7 @@ def test_global_counts_are_a_stable_sort_of_everything(kept: int, rounded: bool)
     layers = [(n + 1) * randn(100, seed=n).abs() for n in range(3)]
     layers = [layer.round() for layer in layers] if rounded else layers
     expected = by_sorting(torch.cat(layers), kept).split([100, 100, 100])
-    counts = global_counts([lambda layer=layer: layer for layer in layers], kept)
+    counts = global_cut([lambda layer=layer: layer for layer in layers], kept).counts
     assert counts == [int(mask.sum()) for mask in expected]
 
 
