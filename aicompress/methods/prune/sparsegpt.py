@@ -86,8 +86,9 @@ def chooser(layer: Layer, config: SparsegptConfig) -> Choose:
     return choose
 
 
-def survivors(layer: Layer, config: SparsegptConfig) -> int:
+def survivors(candidate: Candidate[SparsegptConfig]) -> int:
     """How many weights of an already sparse layer stay: no score changes it."""
+    layer, config = candidate.read(), candidate.config
     choose, span, columns = chooser(layer, config), span_of(config), layer.weight.shape[1]
     ones = torch.ones(layer.weight.shape)
     return sum(int(choose(ones[:, first : first + span], first).sum()) for first in range(0, columns, span))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -172,8 +174,11 @@ def test_zeros_of_a_sparse_layer_count(fields: dict[str, object]) -> None:
     matrix = randn(16, 24).bfloat16()
     stored = Sparse.of(matrix, matrix.abs() > matrix.abs().median())
     layer = layer_of(stored)
-    config = MagnitudeConfig.model_validate({**fields, "store": "sparse"})
-    (config,) = resolve([candidate_of(layer, config)], 0)
+    given = MagnitudeConfig.model_validate({**fields, "store": "sparse"})
+    (config,) = resolve([candidate_of(layer, given)], 0)
+    parts = [layer_of(Sparse.of(matrix[rows], stored.mask[rows])) for rows in (slice(0, 5), slice(5, 16))]
+    in_blocks = replace(candidate_of(layer, given), read=None, blocks=[lambda part=part: part for part in parts])
+    assert resolve([in_blocks], 0) == [config]  # type: ignore[list-item]
     weight = apply(layer, config)
     assert isinstance(weight, Sparse)
     assert weight.specs() == outline(layer.info, config).specs()

@@ -171,7 +171,7 @@ def test_blocks_of_transposed_layers_give_the_bytes_of_the_whole(
         return read(ref, begins, spec, name)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "NARROW", 1)
+        patched.setattr(row_parts, "MOST", 1)  # 32 columns
         patched.setattr(row_parts, "BLOCK", 1)
         patched.setattr(files, "_read", noting)
         run(tiny_gpt2, tmp_path / "blocks", *recipe)

@@ -228,9 +228,14 @@ def masked(layer: Layer, mask: Tensor, config: SparsityConfig) -> Weight:
     return store(layer, original(layer), mask, config)
 
 
-def survivors(layer: Layer, config: SparsityConfig) -> int:
-    """How many weights of an already sparse layer stay: its mask decides, no score changes it."""
-    return int(choose(layer, torch.ones(layer.weight.shape), config).sum())
+def survivors(candidate: Candidate[S]) -> int:
+    """How many weights of an already sparse layer stay: its mask decides, no score changes it; reads it once."""
+    config = candidate.config
+    keep = keep_of(candidate.info.shape, config)
+    if keep.group is None and not keep.per_row:
+        return min(keep.kept, sum(int(present(read()).sum()) for read in candidate.parts))
+    rows = (read() for read in candidate.parts)
+    return sum(int(choose(part, torch.ones(part.weight.shape), config).sum()) for part in rows)
 
 
 def resolve_stored(candidates: Sequence[Candidate[S]], other_bytes: int) -> list[S]:
@@ -238,7 +243,7 @@ def resolve_stored(candidates: Sequence[Candidate[S]], other_bytes: int) -> list
     return counted(candidates, survivors)
 
 
-def counted(candidates: Sequence[Candidate[S]], count: Callable[[Layer, S], int]) -> list[S]:
+def counted(candidates: Sequence[Candidate[S]], count: Callable[[Candidate[S]], int]) -> list[S]:
     """Note in the config of every already sparse layer how many of its weights stay.
 
     Raises:
@@ -247,11 +252,11 @@ def counted(candidates: Sequence[Candidate[S]], count: Callable[[Layer, S], int]
     return [_counted(candidate, count) for candidate in candidates]
 
 
-def _counted(candidate: Candidate[S], count: Callable[[Layer, S], int]) -> S:
+def _counted(candidate: Candidate[S], count: Callable[[Candidate[S]], int]) -> S:
     config = candidate.config
     if mask_of(candidate.info.outline) is None or config.scope == "global" or config.block is not None:
         return config
-    kept = count(candidate.read(), config)
+    kept = count(candidate)
     if kept == 0:
         raise RecipeError(
             f"{candidate.info.name}: what it has left would be pruned too", "lower the sparsity, or exclude the layer"
