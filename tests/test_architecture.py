@@ -240,3 +240,18 @@ def test_an_error_without_a_usual_hint_brings_one() -> None:
                 given = [*call.args, *(keyword.value for keyword in call.keywords)]
                 bare = len(given) < 2 or (isinstance(given[1], ast.Constant) and not given[1].value)
                 assert isinstance(given[0], ast.Starred) or not bare, f"{path}:{call.lineno}"
+
+
+def test_a_package_gives_no_name_that_a_module_of_it_has() -> None:
+    """Importing the module would put it in the name's place, from then on; unless it is there already."""
+    twice = {
+        f"{name}.{alias.asname or alias.name}"
+        for name, path in NAMES.items()
+        if path.name == "__init__.py"
+        for node in tree_of(path).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if f"{name}.{alias.asname or alias.name}" in NAMES
+        and node.module not in (name, f"{name}.{alias.asname or alias.name}")
+    }
+    assert twice == set()

@@ -41,7 +41,7 @@ from aicompress.checkpoint.shards import ShardPlan
 from aicompress.checkpoint.writer import CheckpointWriter
 from aicompress.disk import disk_errors, require_file
 from aicompress.errors import CheckpointError, Refused
-from aicompress.statistics import GradientStats, InputStats, columns
+from aicompress.statistics import GradientStats, InputStats, column_statistics
 from aicompress.weights import TensorSpec
 
 MARK, VERSION = "aicompress_statistics", "1"
@@ -105,7 +105,7 @@ class StatisticsFile:
     def specs(self, parameter: str) -> dict[str, TensorSpec]:
         """Which statistics there are of a layer; none for one that no row reached."""
         leader = self.layers[parameter]
-        known = ("gram", *columns(), "frequency")
+        known = ("gram", *column_statistics(), "frequency")
         return {s: self.tensors[f"{leader}/{s}"].spec for s in known if f"{leader}/{s}" in self.tensors}
 
     def stats(self, parameter: str) -> InputStats:
@@ -249,7 +249,7 @@ class StatisticsWriter:
                 continue
             self._rows[name] = inputs.count
             stored: dict[str, Tensor | None] = {"gram": inputs.gram}
-            for own, statistic in columns().items():
+            for own, statistic in column_statistics().items():
                 held = inputs.gram is not None and statistic.of_gram is not None
                 stored[own] = None if held else inputs.columns.get(own)
             stored["frequency"] = inputs.frequency

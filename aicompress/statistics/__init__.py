@@ -4,8 +4,8 @@ A statistic of the inputs' columns is one file in `columns/`: it is then collect
 others are, and a method reads it by naming it in `needs`.
 """
 
-from aicompress.statistics.column import ColumnStatistic, columns
+from aicompress.statistics.column import ColumnStatistic, column_statistics
 from aicompress.statistics.gradients import GradientStats
 from aicompress.statistics.inputs import InputStats
 
-__all__ = ["ColumnStatistic", "GradientStats", "InputStats", "columns"]
+__all__ = ["ColumnStatistic", "GradientStats", "InputStats", "column_statistics"]

@@ -69,7 +69,7 @@ class ColumnStatistic:
         return changed.amax(dim=0) if self.largest else changed.mean(dim=0)
 
 
-def columns() -> Mapping[str, ColumnStatistic]:
+def column_statistics() -> Mapping[str, ColumnStatistic]:
     """All statistics of columns by name, in the order in which files of statistics hold them."""
     found = members("aicompress.statistics.columns", "STATISTIC")
     return {name: found[name] for name in sorted(found, reverse=True)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.statistics.column import columns
+from aicompress.statistics.column import column_statistics
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class InputStats:
         cls, count: int, gram: Tensor | None, sums: Mapping[str, Tensor], cross: Tensor | None = None, **others: Any
     ) -> InputStats:
         """Statistics with what the Gram matrix holds of single columns beside those that were summed apart."""
-        held = {} if gram is None else {s.name: s.of_gram(gram) for s in columns().values() if s.of_gram is not None}
+        known = () if gram is None else column_statistics().values()
+        held = {each.name: each.of_gram(gram) for each in known if each.of_gram is not None and gram is not None}
         return cls(count, gram, columns={**sums, **held}, cross=cross, **others)
 
     @classmethod
@@ -71,7 +72,7 @@ class InputStats:
     def white(cls, width: int) -> InputStats:
         """Statistics of inputs of which nothing is known: independent, all of one size."""
         identity = torch.eye(width)
-        own = {name: statistic.white(width) for name, statistic in columns().items()}
+        own = {name: statistic.white(width) for name, statistic in column_statistics().items()}
         return cls(1, identity, columns=own, cross=identity, original_mean=torch.zeros(width))
 
     def of_lookups(self, width: int) -> InputStats:
@@ -86,7 +87,7 @@ class InputStats:
         """
         if self.experts:
             return InputStats.of_experts([own.divided(factors) for own in self.experts])
-        by, known = factors.reciprocal(), columns()
+        by, known = factors.reciprocal(), column_statistics()
 
         def twice(values: Tensor | None) -> Tensor | None:
             return None if values is None else values * by * by[:, None]
@@ -128,7 +129,7 @@ class InputStats:
             raise ValueError("only second-order statistics go through a matrix")
         cross = None if self.cross is None else matrix @ self.cross @ matrix.t()
         original = None if self.original_mean is None else matrix @ self.original_mean
-        linear = {name: matrix @ values for name, values in self.columns.items() if columns()[name].linear}
+        linear = {name: matrix @ values for name, values in self.columns.items() if column_statistics()[name].linear}
         return InputStats.of(self.count, matrix @ self.gram @ matrix.t(), linear, cross, original_mean=original)
 
     def merged(self, other: InputStats) -> InputStats:
@@ -154,7 +155,7 @@ class InputStats:
             mine, theirs = self.columns.get(name), other.columns.get(name)
             both = mean(name, mine, theirs)
             if mine is not None and theirs is not None and both is not None:
-                own[name] = torch.maximum(mine, theirs) if columns()[name].largest else both
+                own[name] = torch.maximum(mine, theirs) if column_statistics()[name].largest else both
         return InputStats(
             total,
             mean("gram", self.gram, other.gram),

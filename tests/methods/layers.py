@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate
-from aicompress.statistics import GradientStats, InputStats, columns
+from aicompress.statistics import GradientStats, InputStats, column_statistics
 from aicompress.weights import Dense, Weight, restore
 
 
@@ -56,7 +56,7 @@ def convolution(kernel: Tensor) -> Layer:
 
 def columns_of(rows: Tensor) -> dict[str, Tensor]:
     """Every statistic of the columns of inputs, (rows, in)."""
-    sums = {name: (statistic, statistic.added(None, rows)) for name, statistic in columns().items()}
+    sums = {name: (statistic, statistic.added(None, rows)) for name, statistic in column_statistics().items()}
     return {name: own if statistic.largest else own / len(rows) for name, (statistic, own) in sums.items()}
 
 

@@ -18,7 +18,7 @@ from aicompress.model.blocks.expert_inputs import ExpertCalls, Part
 from aicompress.model.blocks.input_rows import Convolution, rows_of
 from aicompress.model.blocks.lookups import lookups
 from aicompress.model.kernels.bf16_products import bfloat16_products
-from aicompress.statistics import InputStats, columns
+from aicompress.statistics import InputStats, column_statistics
 
 PANEL = 256  # columns of a Gram matrix that are computed at a time
 
@@ -70,7 +70,7 @@ class InputSums:
         self.weight += weight * rows.shape[0]
         if "gram" in self.needs:
             self.tensors["gram"] = _add_gram(self.tensors.get("gram"), self._factor(rows), self.rounded, weight)
-        for name, statistic in columns().items():
+        for name, statistic in column_statistics().items():
             if name in self.needs and not ("gram" in self.needs and statistic.of_gram is not None):
                 self.tensors[name] = statistic.added(self.tensors.get(name), rows, weight)
         if original is not None:
@@ -79,7 +79,7 @@ class InputSums:
                 cross = _zeros(self.tensors.get("cross"), left, right)
                 self.tensors["cross"] = cross.addmm_(left.t(), right, alpha=weight)
             if "mean" in self.needs:
-                mean = columns()["mean"].added(self.tensors.get("original_mean"), original.float(), weight)
+                mean = column_statistics()["mean"].added(self.tensors.get("original_mean"), original.float(), weight)
                 self.tensors["original_mean"] = mean
 
     def _factor(self, rows: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class InputSums:
 
 def is_largest(name: str) -> bool:
     """Whether one of the tensors of sums holds the largest of what came, and not its sum."""
-    return name in columns() and columns()[name].largest
+    return name in column_statistics() and column_statistics()[name].largest
 
 
 def _zeros(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

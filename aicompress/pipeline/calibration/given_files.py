@@ -9,7 +9,7 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, Refused
 from aicompress.layer import LayerInfo
 from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING
-from aicompress.statistics import columns
+from aicompress.statistics import column_statistics
 
 
 def lacking(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> list[CompressError]:
@@ -64,7 +64,11 @@ def _unlike(
     if inner and widths and widths != {inner[0].shape[1]}:
         message = f"{file.path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
         problems.append(Refused(message, "collect them from this checkpoint"))
-    held = [name for name, statistic in columns().items() if statistic.of_gram is not None] if "gram" in specs else []
+    held = (
+        [name for name, statistic in column_statistics().items() if statistic.of_gram is not None]
+        if "gram" in specs
+        else []
+    )
     known = {*specs, *held, "frequency"} | OF_GRADIENTS  # of embeddings alone
     absent = needs - known if specs else frozenset()
     if needs & OF_GRADIENTS:

@@ -17,7 +17,7 @@ from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
-from aicompress.statistics import InputStats, columns
+from aicompress.statistics import InputStats, column_statistics
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class _Keeper:
 
 def _always() -> frozenset[str]:
     """Statistics that cost next to nothing, and make a file fit more methods."""
-    return frozenset(name for name, statistic in columns().items() if statistic.of_gram is None)
+    return frozenset(name for name, statistic in column_statistics().items() if statistic.of_gram is None)
 
 
 def kept(needs: frozenset[str]) -> frozenset[str]:
