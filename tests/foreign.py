@@ -108,7 +108,8 @@ def nf4(nested: bool = False, block: int = 64) -> Encode:
         scale, table = blocks.abs().amax(1), torch.tensor(NF4)
         codes = ((blocks / scale[:, None])[..., None] - table).abs().argmin(-1).to(torch.uint8).reshape(-1)[: len(flat)]
         state: dict[str, Any] = {"quant_type": "nf4", "blocksize": block, "dtype": "float32", "shape": [*matrix.shape]}
-        tensors = {".weight": ((codes[::2] << 4) | codes[1::2])[:, None], ".weight.quant_map": table}
+        even = torch.nn.functional.pad(codes, (0, len(codes) % 2))
+        tensors = {".weight": ((even[::2] << 4) | even[1::2])[:, None], ".weight.quant_map": table}
         if nested:
             offset, levels = float(scale.mean()), torch.linspace(-1, 1, 256)
             spans = torch.nn.functional.pad(scale - offset, (0, -len(scale) % 256)).reshape(-1, 256)

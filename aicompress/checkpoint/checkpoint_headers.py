@@ -26,7 +26,7 @@ from aicompress.errors import Unsupported
 from aicompress.layer import Kind, LayerInfo
 from aicompress.weights import Dense, TensorSpec, Weight, fixed_width, form_of
 from aicompress.weights.coding.packing import WORD
-from aicompress.weights.coding.rows import RowStorage, row_slices
+from aicompress.weights.coding.rows import row_slices
 
 
 @dataclass(frozen=True)
@@ -120,22 +120,10 @@ class CheckpointHeaders:
         known = self.foreign.weights.get(parameter) or self.manifest.entries.get(parameter)
         return 1 if known is not None and known.transposed else 0
 
-    def row_storage(self, parameter: str) -> RowStorage | None:
-        """How the files hold the rows of a compressed parameter apart from each other."""
-        stored = self.stored_outline(parameter)
-        return None if stored is None else stored.row_storage()
-
     def rows_each(self, parameter: str) -> int:
         """Rows of a compressed parameter's matrix for each entry of its row axis: those of an expert, or one."""
         stored, length = self.stored_outline(parameter), self.parameters()[parameter].shape[self.row_axis(parameter)]
         return 1 if stored is None else stored.shape[0] // max(1, length)
-
-    def along_rows(self, parameter: str) -> frozenset[str]:
-        """Names on disk of a compressed parameter's tensors whose first axis goes along its rows."""
-        names, storage = self.stored_names(parameter), self.row_storage(parameter)
-        if self.layout == "compressed-tensors":
-            return frozenset(name for suffix, name in names.items() if suffix != "weight_shape")
-        return frozenset() if storage is None else frozenset(names[suffix] for suffix in storage.along & names.keys())
 
     def rows_together(self, parameter: str) -> int:
         """How many entries of a parameter's row axis lie together in the file: a block read alone begins at a multiple.
@@ -150,11 +138,10 @@ class CheckpointHeaders:
             return 0 if weight.along is None else weight.together
         if parameter not in self.manifest.entries:
             return 1
-        storage = self.row_storage(parameter)
-        if storage is None:
-            return 0
-        together = WORD if self.layout == "compressed-tensors" else storage.together
-        return together // math.gcd(together, self.rows_each(parameter))
+        outline = self.outline(parameter)
+        assert outline is not None
+        together = WORD if self.layout == "compressed-tensors" else outline.rows_together()
+        return together // math.gcd(together, self.rows_each(parameter)) if together else 0
 
     def row_blocks(self, parameter: str, most: int) -> list[slice | None]:
         """Blocks of about so many numbers along a parameter's row axis, in order; None for all of it at once."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -25,7 +27,10 @@ from aicompress.checkpoint.source import locate
 from aicompress.errors import CheckpointError, first_line
 from aicompress.layer import Layer, LayerInfo, as_matrix
 from aicompress.weights import Dense, Weight, fixed_width
+from aicompress.weights.coding.rows import StoredTensor
+from aicompress.weights.entropy import in_fixed_width
 
+OPENED = 8  # compressed parameters of which is kept what parts of them told: more than a step works on at once
 NONSENSE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)  # what restoring it raises
 
 
@@ -154,15 +159,39 @@ class Checkpoint(CheckpointHeaders):
 
     def _restored_rows(self, parameter: str, entry: Entry, rows: slice) -> Weight:
         """Some rows of a compressed parameter, of which only those are read."""
-        storage, each = self.row_storage(parameter), self.rows_each(parameter)
-        if storage is None:
-            raise ValueError("its rows are not stored apart")
-        along, total = self.along_rows(parameter), entry.dense.shape[self.row_axis(parameter)]
+        each, total = self.rows_each(parameter), entry.dense.shape[self.row_axis(parameter)]
+        if self.layout != "compressed-tensors":
+            outline, stored = self.in_parts(parameter)
+            return outline.read_rows(stored, slice(rows.start * each, rows.stop * each))
 
         def read(disk: str) -> Tensor:
-            return read_rows(self.tensors[disk], disk, 0 if disk in along else None, rows, total)
+            axis = None if disk.endswith(".weight_shape") else 0
+            return read_rows(self.tensors[disk], disk, axis, rows, total)
 
-        return self.restored(parameter, replace(entry, meta=storage.meta((rows.stop - rows.start) * each)), read)
+        meta = {**entry.meta, "shape": [rows.stop - rows.start, entry.meta["shape"][1]]}
+        return self.restored(parameter, replace(entry, meta=meta), read)
+
+    @cached_property
+    def in_parts(self) -> Callable[[str], tuple[Weight, dict[str, StoredTensor]]]:
+        """Gives the outline of a compressed parameter, codes of a fixed width, and its tensors by suffix.
+
+        What parts of these tell of the others is kept of a few parameters: where a stream is left, what masks count.
+        """
+        return lru_cache(OPENED)(self._in_parts)
+
+    def _in_parts(self, parameter: str) -> tuple[Weight, dict[str, StoredTensor]]:
+        outline, names = self.stored_outline(parameter), self.stored_names(parameter)
+        assert outline is not None
+        stored = {suffix: self._stored_tensor(name) for suffix, name in names.items()}
+        return fixed_width(outline), in_fixed_width(outline, stored)
+
+    def _stored_tensor(self, name: str) -> StoredTensor:
+        ref = self.tensors[name]
+
+        def read(part: slice | None) -> Tensor:
+            return read_tensor(ref, name) if part is None else read_part(ref, name, part)
+
+        return StoredTensor(read, ref.spec.shape[0] if ref.spec.shape else 1)
 
     def dense(self, parameter: str, rows: slice | None = None) -> Tensor:
         """A parameter, or some entries of its row axis, as the dense tensor it stands for, in its own dtype."""

@@ -14,7 +14,7 @@ from aicompress.disk import require_writable
 from aicompress.errors import Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.pipeline.step import blocks
-from aicompress.pipeline.step.blocks import Block
+from aicompress.pipeline.step.blocks import Block, copied_in_parts
 from aicompress.pipeline.step.checks import left_out, require_loads, require_space
 from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.input import Adapted
@@ -168,6 +168,8 @@ def _write(plan: ExportPlan, opened: OpenOutput, progress: Progress) -> Results:
     decodes, checkpoint = plan.recipe.method.decodes, plan.checkpoint
 
     def values(name: str) -> Iterator[Block]:
+        if not decodes and copied_in_parts(checkpoint, name, plan.output, opened.writer, name):
+            return
         for rows in checkpoint.row_blocks(name, blocks.BLOCK):
             if not decodes and name in checkpoint.manifest.entries:
                 yield checkpoint.weight(name, rows), rows

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
-from aicompress.weights.form import Weight, nest, restore, unnest
+from aicompress.weights.form import Nested, Weight, nest, restore, unnest
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,23 @@ class BaseDelta(Weight):
     def with_parts(self, parts: Mapping[str, Weight]) -> BaseDelta:
         return BaseDelta(parts.get("out", self.out), parts.get("in", self.inner), parts.get("base", self.base))
 
+    def along_rows(self) -> tuple[Weight, ...]:
+        return (self.out, self.base)
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> BaseDelta:
+        out, inner, base = _parts(stored)
+        return BaseDelta(self.out.read_rows(out, rows), self.inner.read(inner), self.base.read_rows(base, rows))
+
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> BaseDelta:
-        inner, base = unnest("in", tensors), unnest("base", tensors)
-        out = {key: t for key, t in tensors.items() if key.partition("_")[0] not in ("in", "base")}
+        out, inner, base = _parts(tensors)
         return cls(restore(out, meta["out"]), restore(inner, meta["in"]), restore(base, meta["base"]))
+
+
+def _parts(tensors: Mapping[str, Nested]) -> tuple[dict[str, Nested], dict[str, Nested], dict[str, Nested]]:
+    """The tensors of U, V and B, under the suffixes that they have by themselves."""
+    out = {key: t for key, t in tensors.items() if key.partition("_")[0] not in ("in", "base")}
+    return out, unnest("in", tensors), unnest("base", tensors)
 
 
 @decoder("base_delta")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.rows import RowStorage
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
 from aicompress.weights.form import Weight, require_real, restore
 
@@ -55,9 +55,12 @@ class ColumnScaled(Weight):
     def describe(self) -> str:
         return ", ".join(piece for piece in (self.inner.describe(), "column factors") if piece)
 
-    def row_storage(self) -> RowStorage | None:
-        inner, meta = self.inner.row_storage(), self.meta()
-        return None if inner is None else inner.within(lambda own: {**meta, "inner": own})
+    def along_rows(self) -> tuple[Weight, ...]:
+        return (self.inner,)
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> ColumnScaled:
+        inner = {suffix: tensor for suffix, tensor in stored.items() if suffix != "columns"}
+        return ColumnScaled(self.inner.read_rows(inner, rows), stored["columns"].read(None))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> ColumnScaled:

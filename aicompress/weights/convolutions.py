@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Kernels, Meta, composed, convolutions
-from aicompress.weights.form import Weight, nest, restore, unnest
+from aicompress.weights.form import Nested, Weight, nest, restore, unnest
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,18 @@ class Convolutions(Weight):
         inner, out = parts.get("in", self.inner), parts.get("out", self.out)
         return Convolutions(self.kernels, inner, out, None if self.core is None else parts.get("core", self.core))
 
+    def along_rows(self) -> tuple[Weight, ...]:
+        return (self.out,)
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Convolutions:
+        own, rest = _parts(stored, self.parts())
+        core = None if self.core is None else self.core.read(own["core"])
+        return Convolutions(self.kernels, self.inner.read(own["in"]), self.out.read_rows(rest, rows), core)
+
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Convolutions:
         kernels = tuple(tuple(map(int, size)) for size in meta["kernels"])
-        own = {name: unnest(name, tensors) for name in ("in", "core") if name in meta}
-        rest = {suffix: t for suffix, t in tensors.items() if suffix.partition("_")[0] not in own}
+        own, rest = _parts(tensors, meta)
         core = restore(own["core"], meta["core"]) if "core" in meta else None
         weight = cls(kernels, restore(own["in"], meta["in"]), restore(rest, meta["out"]), core)
         wider = [] if core is None else [core]
@@ -93,6 +101,14 @@ class Convolutions(Weight):
             if part.shape[1] != channels * math.prod(size):
                 raise ValueError(f"a kernel of {part.shape[1]} columns behind {channels} channels")
         return weight
+
+
+def _parts(
+    tensors: Mapping[str, Nested], names: Container[str]
+) -> tuple[dict[str, dict[str, Nested]], dict[str, Nested]]:
+    """The tensors of the inner kernels by their names, and those of the last one, without prefixes."""
+    own = {name: unnest(name, tensors) for name in ("in", "core") if name in names}
+    return own, {suffix: t for suffix, t in tensors.items() if suffix.partition("_")[0] not in own}
 
 
 @convolutions("convolutions")

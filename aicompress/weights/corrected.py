@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.rows import RowStorage
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
-from aicompress.weights.form import Weight, nest, restore, unnest
+from aicompress.weights.form import Nested, Weight, nest, restore, unnest
 from aicompress.weights.low_rank import LowRank
 
 _PREFIX = "correction"
@@ -59,25 +58,26 @@ class Corrected(Weight):
         pieces = (self.base.describe(), f"corrected at {self.correction.describe()}")
         return ", ".join(piece for piece in pieces if piece)
 
-    def row_storage(self) -> RowStorage | None:
-        base, correction, meta = self.base.row_storage(), self.correction.row_storage(), self.meta()
-        if base is None or correction is None:
-            return None
-        along = base.along | {f"{_PREFIX}_{suffix}" if suffix else _PREFIX for suffix in correction.along}
+    def along_rows(self) -> tuple[Weight, ...]:
+        return (self.base, self.correction)
 
-        def of_rows(rows: int) -> dict[str, Any]:
-            return {**meta, "base": base.meta(rows), _PREFIX: correction.meta(rows)}
-
-        return RowStorage(frozenset(along), of_rows, math.lcm(base.together, correction.together))
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Corrected:
+        base, correction = _parts(stored)
+        return Corrected(self.base.read_rows(base, rows), self.correction.read_rows(correction, rows))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Corrected:
-        correction = unnest(_PREFIX, tensors)
-        base = {suffix: tensor for suffix, tensor in tensors.items() if not suffix.startswith(_PREFIX)}
+        base, correction = _parts(tensors)
         weight = cls(restore(base, meta["base"]), LowRank.restore(correction, meta[_PREFIX]))
         if weight.base.shape != weight.correction.shape:
             raise ValueError(f"a correction {weight.correction.shape} of a weight {weight.base.shape}")
         return weight
+
+
+def _parts(tensors: Mapping[str, Nested]) -> tuple[dict[str, Nested], dict[str, Nested]]:
+    """The tensors of B and those of U V, under the suffixes that they have by themselves."""
+    base = {suffix: tensor for suffix, tensor in tensors.items() if not suffix.startswith(_PREFIX)}
+    return base, unnest(_PREFIX, tensors)
 
 
 @decoder("corrected")

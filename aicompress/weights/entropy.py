@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.packing import pack_mask, pack_rows, unpack_mask, unpack_rows, words_per_row
+from aicompress.weights.coding.packing import WORD, pack_mask, pack_rows, unpack_mask, unpack_rows, words_per_row
+from aicompress.weights.coding.reading import AGAIN, SymbolStream
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.coding.streams import read_stream
 from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import SYMBOLS_PER_BYTE, Meta, Tensors, decode, decoder, pack
-from aicompress.weights.form import Symbols, Weight, inside, outline_nbytes, require_dtype, restore
+from aicompress.weights.form import Symbols, Weight, inside, outline_nbytes, require_dtype, restore, within
 
 NONE: Mapping[str, Tensor] = {}
 
@@ -107,8 +109,8 @@ def entropy_coded(weight: Weight, letter: float = 1.0, known: Mapping[str, Tenso
     """
     if isinstance(weight, EntropyCoded):
         return weight
-    within = inside(weight)
-    parts = {field: entropy_coded(part, letter, known if len(within) == 1 else NONE) for field, part in within.items()}
+    fields = inside(weight)
+    parts = {field: entropy_coded(part, letter, known if len(fields) == 1 else NONE) for field, part in fields.items()}
     if parts:
         return dataclasses.replace(weight, **parts)  # type: ignore[type-var]
     coded = EntropyCoded.of(weight, known)
@@ -122,6 +124,46 @@ def fixed_width(weight: Weight) -> Weight:
         return weight.inner
     changed = {name: fixed for name, part in inside(weight).items() if (fixed := fixed_width(part)) is not part}
     return dataclasses.replace(weight, **changed) if changed else weight  # type: ignore[type-var]
+
+
+def in_fixed_width(outline: Weight, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of `fixed_width(outline)`, those of streams decoded in parts.
+
+    Args:
+        outline: of the weight as it is stored.
+        stored: its tensors.
+    """
+    coded = [each for each in within(outline) if isinstance(each, EntropyCoded)]
+    symbols = {id(stream): each.coded[suffix] for each in coded for suffix, stream in each.streams.items()}
+    return {
+        suffix: _decoded(stored[suffix], symbols[id(tensor)]) if id(tensor) in symbols else stored[suffix]
+        for suffix, tensor in outline.tensors().items()
+    }
+
+
+def _decoded(stream: StoredTensor, symbols: Symbols) -> StoredTensor:
+    """A form's tensor of the stream of its symbols, read in parts."""
+    rows, columns, bits = symbols.rows, symbols.columns, symbols.bits
+    held = SymbolStream(lambda first, last: stream.read(slice(first, last)), stream.length, rows, columns)
+    length = len(_stored(torch.empty(0, device="meta"), symbols))
+    words = words_per_row(columns, bits)
+
+    def read(part: slice | None) -> Tensor:
+        first, last = (0, length) if part is None else (part.start, part.stop)
+        if symbols.kind == "mask":
+            return held.packed(first, last)
+        if symbols.kind == "int8":
+            return held.read(first * columns, last * columns).view(torch.int8).reshape(-1, columns)
+        if not bits:
+            return held.read(first, last)
+        if rows == 1:
+            codes = held.read(first * WORD // bits, min(columns, -(-last * WORD // bits)))
+            return pack_rows(codes[None], bits).reshape(-1)[: last - first]
+        codes = held.read(first // words * columns, last // words * columns)
+        return pack_rows(codes.reshape(-1, columns), bits).reshape(-1)
+
+    together = bits if rows == 1 else words * (AGAIN if symbols.kind == "trellis" else 1)
+    return StoredTensor(read, length, together if bits else 1)
 
 
 def require_size(stream: Tensor, symbols: Symbols) -> None:

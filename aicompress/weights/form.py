@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.rows import RowStorage
+from aicompress.weights.coding.rows import RowStorage, StoredTensor, share
+
+Nested = TypeVar("Nested")
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,41 @@ class Weight(ABC):
         return self.dense()[start:stop]
 
     def row_storage(self) -> RowStorage | None:
-        """How its rows are stored apart from each other; None where all of it is read to decode some."""
+        """How its own tensors hold its rows in proportion; None where they do not, or weights inside it have them."""
         return None
+
+    def along_rows(self) -> tuple[Weight, ...]:
+        """The weights inside it that have its rows."""
+        return ()
+
+    def in_proportion(self) -> bool:
+        """Whether tensors hold its rows in proportion, so that what a block of rows becomes is written alone."""
+        inner = self.along_rows()
+        return all(each.in_proportion() for each in inner) if inner else self.row_storage() is not None
+
+    def rows_together(self) -> int:
+        """A block of rows that is read alone begins at a multiple of it; 0 where all of it is read to decode some."""
+        if inner := self.along_rows():
+            return math.lcm(*(each.rows_together() for each in inner))
+        storage = self.row_storage()
+        return 0 if storage is None else storage.together
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Weight:
+        """Some rows of the weight that this one is, or the outline of, from as much of its tensors as tells them.
+
+        Raises:
+            ValueError: its rows are not stored apart.
+        """
+        storage, total = self.row_storage(), self.shape[0]
+        if storage is None:
+            raise ValueError("its rows are not stored apart")
+        parts = {suffix: share(stored[suffix].length, rows, total) for suffix in storage.along & stored.keys()}
+        tensors = {suffix: tensor.read(parts.get(suffix)) for suffix, tensor in stored.items()}
+        return self.restore(tensors, storage.meta(rows.stop - rows.start))
+
+    def read(self, stored: Mapping[str, StoredTensor]) -> Weight:
+        """All of the weight that this one is the outline of."""
+        return self.restore({suffix: tensor.read(None) for suffix, tensor in stored.items()}, self.meta())
 
     @classmethod
     @abstractmethod
@@ -252,13 +288,13 @@ def outline_nbytes(weight: Weight) -> int:
     return sum(spec.nbytes for spec in weight.specs().values())
 
 
-def nest(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def nest(prefix: str, tensors: Mapping[str, Nested]) -> dict[str, Nested]:
     """Suffixes of a part inside a larger form: '' -> prefix, 'scale' -> prefix_scale; an empty prefix keeps them."""
     if not prefix:
         return dict(tensors)
     return {f"{prefix}_{suffix}" if suffix else prefix: tensor for suffix, tensor in tensors.items()}
 
 
-def unnest(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unnest(prefix: str, tensors: Mapping[str, Nested]) -> dict[str, Nested]:
     """Undo `nest` for a non-empty prefix."""
     return {key[len(prefix) + 1 :]: t for key, t in tensors.items() if key == prefix or key.startswith(prefix + "_")}

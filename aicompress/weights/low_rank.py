@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.rows import RowStorage
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Factors, Meta, Tensors, product
-from aicompress.weights.form import Weight, nest, restore, unnest
+from aicompress.weights.form import Nested, Weight, nest, restore, unnest
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,23 @@ class LowRank(Weight):
     def with_parts(self, parts: Mapping[str, Weight]) -> LowRank:
         return LowRank(parts.get("out", self.out), parts.get("in", self.inner))
 
-    def row_storage(self) -> RowStorage | None:
-        out, meta = self.out.row_storage(), self.meta()
-        return None if out is None else out.within(lambda own: {**meta, "out": own})
+    def along_rows(self) -> tuple[Weight, ...]:
+        return (self.out,)
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> LowRank:
+        out, inner = _factors(stored)
+        return LowRank(self.out.read_rows(out, rows), self.inner.read(inner))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> LowRank:
-        inner = unnest("in", tensors)
-        out = {key: t for key, t in tensors.items() if key != "in" and not key.startswith("in_")}
+        out, inner = _factors(tensors)
         return cls(restore(out, meta["out"]), restore(inner, meta["in"]))
+
+
+def _factors(tensors: Mapping[str, Nested]) -> tuple[dict[str, Nested], dict[str, Nested]]:
+    """The tensors of U and those of V, under the suffixes that they have by themselves."""
+    inner = unnest("in", tensors)
+    return {key: t for key, t in tensors.items() if key != "in" and not key.startswith("in_")}, inner
 
 
 @product("low_rank")

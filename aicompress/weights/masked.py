@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.coding.packing import pack_mask, unpack_mask
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import require_kept
 from aicompress.weights.form import Symbols, Weight, require_dtype
 from aicompress.weights.grouping import Grouping, word
@@ -28,6 +30,25 @@ class Masked(Weight):
     @property
     def shape(self) -> tuple[int, int]:
         return (self.mask.shape[0], self.mask.shape[1])
+
+    def rows_together(self) -> int:
+        """Of a bit mask rows that end with a byte, of an N:M mask those that `row_storage` says."""
+        return super().rows_together() if self.grouping is not None else 8 // math.gcd(8, self.shape[1])
+
+    def read_mask(self, stored: StoredTensor, rows: slice) -> tuple[Tensor, slice]:
+        """Some rows of a bit mask, and where what they keep lies among all that is kept.
+
+        Raises:
+            ValueError: more is kept than is stored, or at the last row less.
+        """
+        (total, columns), height = self.shape, rows.stop - rows.start
+        part = slice(rows.start * columns // 8, -(-rows.stop * columns // 8))
+        mask = unpack_mask(stored.read(part), height * columns).reshape(height, columns)
+        first = stored.ones_before(part.start)
+        last = stored.ones[part.stop] = first + int(mask.sum())
+        if last > self.numbers() or (rows.stop == total and last < self.numbers()):
+            raise ValueError(f"{self.numbers()} elements are stored under a mask that keeps {last}")
+        return mask, slice(first, last)
 
     def zeros(self) -> str:
         """The share of zeros in words."""

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.rows import RowStorage
+from aicompress.weights.coding.rows import RowStorage, StoredTensor
 from aicompress.weights.decoding import Meta, Tensors, decoder, masked, require_kept
-from aicompress.weights.form import Symbols, require_real
+from aicompress.weights.form import Symbols, Weight, require_real
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words
 
@@ -75,6 +75,12 @@ class Sparse(Masked):
         """Of an N:M mask in the columns' own order: as many survivors in every row."""
         together = rows_of_words(self.grouping)
         return RowStorage.of(self.meta(), "", "values", together=together) if together else None
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Weight:
+        if self.grouping is not None:
+            return super().read_rows(stored, rows)
+        mask, kept = self.read_mask(stored[""], rows)
+        return Sparse(mask, stored["values"].read(kept))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Sparse:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from aicompress.weights.coding.packing import WORD, pack_rows, unpack_rows
-from aicompress.weights.coding.rows import RowStorage
+from aicompress.weights.coding.rows import RowStorage, StoredTensor, share
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, require_kept, unpack
-from aicompress.weights.form import Symbols, require_bits, require_dtype
+from aicompress.weights.form import Symbols, Weight, require_bits, require_dtype
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
 from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words
@@ -112,6 +112,20 @@ class SparseCodes(Masked, Coded):
             return {**meta, "shape": [rows, self.shape[1]], "kept": rows * each}
 
         return RowStorage(along, of_rows, math.lcm(together, WORD))
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Weight:
+        if self.grouping is not None:
+            return super().read_rows(stored, rows)
+        mask, kept = self.read_mask(stored[""], rows)
+        first = kept.start // WORD * WORD  # so many codes are whole words
+        words = stored["codes"].read(slice(first * self.bits // WORD, -(-kept.stop * self.bits // WORD)))
+        codes = unpack_rows(words[None], self.bits, kept.stop - first, 1 << (self.bits - 1))[0, kept.start - first :]
+        scale, zero = (
+            stored[suffix].read(share(stored[suffix].length, rows, self.shape[0])) if suffix in stored else None
+            for suffix in ("scale", "zero")
+        )
+        assert scale is not None
+        return replace(self, mask=mask, codes=codes, scale=scale, zero=zero)
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SparseCodes:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Kept, Meta, Tensors, decode, decoder, submatrix
+from aicompress.weights.dense import Dense
 from aicompress.weights.form import Weight, require_dtype, restore
 
 
@@ -69,6 +71,24 @@ class Submatrix(Weight):
 
     def behind(self, part: str) -> Tensor | None:
         return None if self.kept_rows is None else _chosen(self.kept_rows, self.size[0]).t()
+
+    def along_rows(self) -> tuple[Weight, ...]:
+        return (self.block,) if self.kept_rows is None else ()
+
+    def rows_together(self) -> int:
+        return super().rows_together() if self.kept_rows is None else int(self.block.rows_together() == 1)
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Submatrix:
+        kept, own = None, rows
+        if self.kept_rows is not None:
+            places = stored["rows"].read(None)
+            own = slice(*torch.searchsorted(places, torch.tensor([rows.start, rows.stop])).tolist())
+            kept = places[own] - rows.start
+        of_block = {s: t for s, t in stored.items() if s not in ("rows", "columns")}
+        nothing = Dense(torch.zeros(0, self.block.shape[1]))
+        block = nothing if own.start == own.stop else self.block.read_rows(of_block, own)
+        columns = None if self.kept_columns is None else stored["columns"].read(None)
+        return Submatrix(block, (rows.stop - rows.start, self.size[1]), kept, columns)
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Submatrix:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Factors, Meta, Tensors, factors, product
 from aicompress.weights.dense import Dense
 from aicompress.weights.form import Weight, nest, require_dtype, restore, unnest
@@ -75,6 +76,16 @@ class Tied(Weight):
         """The same with rows or columns of the source, which are nobody else's; None of a plain one."""
         part = None if isinstance(self.source, Dense) else self.source.cut(axis, index)
         return None if part is None else Tied(part)
+
+    def along_rows(self) -> tuple[Weight, ...]:
+        return () if self.transposed and isinstance(self.source, Dense) else (self.source,)
+
+    def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Tied:
+        its = unnest(_PREFIX, stored)
+        if isinstance(self.source, Dense):
+            part = its[""].read(rows)
+            return Tied.of(Dense(part.flatten(1)), tuple(part.shape), transposed=False)
+        return Tied(self.source.read_rows(its, rows))
 
     def borrowed(self, part: str) -> dict[str, str]:
         return {suffix: suffix[len(_PREFIX) + 1 :] for suffix in nest(_PREFIX, self._source_tensors())}

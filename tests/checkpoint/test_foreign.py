@@ -76,11 +76,16 @@ def require_rows(checkpoint: Checkpoint, name: str, length: int) -> None:
 def test_rows_are_decoded_alone(tmp_path: Path, case: str) -> None:
     encode, settings, _ = CASES[case]
     checkpoint = opened(tmp_path, encode(matrix(296)), settings)
-    if case == "nf4, blocks over rows":
-        assert checkpoint.rows_together("m.weight") == 0
-    else:
-        assert 0 < checkpoint.rows_together("m.weight") <= 256
-        require_rows(checkpoint, "m.weight", 296)
+    assert 0 < checkpoint.rows_together("m.weight") <= 256
+    require_rows(checkpoint, "m.weight", 296)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_rows_of_blocks_that_go_over_their_ends_are_decoded_alone(tmp_path: Path, nested: bool) -> None:
+    """The last block is not full, nor is the last byte."""
+    checkpoint = opened(tmp_path, foreign.nf4(block=8, nested=nested)(matrix(4097, 15)), BNB)
+    assert checkpoint.rows_together("m.weight") == (8 * 256 if nested else 8)
+    require_rows(checkpoint, "m.weight", 4097)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -49,12 +49,20 @@ def codes(bits: int, shape: tuple[int, int] = (6, 12)) -> torch.Tensor:
     return torch.randint(0, 1 << bits, shape, generator=generator).to(torch.uint8)
 
 
-def write_form(path: Path, weight: Weight, tensors: dict[str, torch.Tensor]) -> None:
-    """A checkpoint of one parameter, with the description of a weight and these tensors of it by suffix."""
+def write_form(
+    path: Path, weight: Weight, tensors: dict[str, torch.Tensor], modules: tuple[str, ...] = ("fc",)
+) -> None:
+    """A checkpoint of parameters that are alike, with the description of a weight and these tensors of it by suffix."""
     entry = Entry(TensorSpec(torch.float32, weight.shape), False, weight.meta(), tuple(weight.tensors()))
-    manifest = Manifest({"fc.weight": entry}).to_text()
-    names = {suffix: f"fc.weight_{suffix}" if suffix else "fc.weight" for suffix in tensors}
-    save_file({names[s]: t.contiguous() for s, t in tensors.items()}, path, metadata={"aicompress": manifest})
+    manifest = Manifest({f"{module}.weight": entry for module in modules}).to_text()
+    named = {
+        f"{module}.weight_{suffix}" if suffix else f"{module}.weight": tensor.clone(
+            memory_format=torch.contiguous_format
+        )
+        for module in modules
+        for suffix, tensor in tensors.items()
+    }
+    save_file(named, path, metadata={"aicompress": manifest})
 
 
 TWO_OF_FOUR = torch.tensor([[True, False, True, False] * 3]).repeat(6, 1)

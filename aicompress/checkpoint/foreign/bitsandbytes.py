@@ -59,14 +59,10 @@ def _four_bits(stored: Stored, parameter: str, state_name: str, kind: str) -> Fo
     dense, transposed = stored.dense(parameter, (shape[0], shape[1]))
     whole = shape[1] % size == 0  # no row shares a block with the next one
     outline = Codebook.outline((shape[0], shape[1]), 4, 1, torch.float32, (shape[0], shape[1] // size))
-    decode = partial(_codebook, state, shape[1]) if whole else partial(_flat, state, shape, stored.dtype)
-    # Rows that hold whole bytes, and whole blocks of scales where those are quantized again.
+    decode = partial(_codebook, state, shape[1]) if whole else partial(_flat, state, shape[1], stored.dtype)
+    # Rows that hold whole bytes, and whole blocks of scales, also of those that are quantized again.
     numbers = math.lcm(2, size * int(state["nested_blocksize"]) if nested else size)
-    along = (
-        {"packed": _longest(stored.specs[names["packed"]]), "scale": 0, **({"offsets": 0} if nested else {})}
-        if whole
-        else None
-    )
+    along = {"packed": _longest(stored.specs[names["packed"]]), "scale": 0, **({"offsets": 0} if nested else {})}
     return ForeignWeight(
         dense, names, f"bitsandbytes {kind}", decode, outline if whole else None, transposed,
         along=along, together=numbers // math.gcd(numbers, shape[1]),
@@ -95,12 +91,12 @@ def _codebook(state: dict[str, Any], columns: int, read: Read) -> Codebook:
     return Codebook(codes.reshape(-1, columns), table[None], scale.reshape(-1, columns // int(state["blocksize"])), 4)
 
 
-def _flat(state: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, read: Read) -> Weight:
-    """Blocks that go on over the end of a row."""
+def _flat(state: dict[str, Any], columns: int, dtype: torch.dtype, read: Read) -> Weight:
+    """Blocks that go on over the end of a row; the first row begins with one."""
     codes, table, scale = _parts(state, read)
-    count = math.prod(shape)
+    count = len(codes) // columns * columns  # the last byte may hold one code
     spread = scale[torch.arange(count) // int(state["blocksize"])]
-    return Dense((table[codes[:count].long()] * spread).reshape(shape).to(dtype))
+    return Dense((table[codes[:count].long()] * spread).reshape(-1, columns).to(dtype))
 
 
 def _eight_bits(stored: Stored, module: str) -> ForeignWeight:

@@ -39,6 +39,7 @@ from aicompress.pipeline.layerwise.report_rows import (
     rounded_note,
     shared_note,
 )
+from aicompress.pipeline.step.blocks import copied_in_parts
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.pipeline.step.output import Output
 from aicompress.report.model import LayerRow
@@ -115,6 +116,9 @@ class RowBlocks:
         if job is not None and job.group is not None:
             return self._begin_group(job.group)
         parts = row_parts.slices(self.compression, name, job)
+        outline = self.compression.checkpoint.outline(name) if job is None else None
+        if outline is not None and not outline.in_proportion():
+            return [self.pool.submit(self._copied_in_parts, name)]
         if job is None:
             return [self.pool.submit(self._copied, name, rows) for rows in parts]
         begin: dict[str, int] = {}
@@ -186,6 +190,13 @@ class RowBlocks:
             elif count_not_finite(tensor):
                 self.infinite.add(name)
         self._put(name, value, rows.start)
+        return {name: Sums()}
+
+    def _copied_in_parts(self, name: str) -> BySums:
+        """Copy a parameter of which no block of rows can be written alone."""
+        checkpoint = self.compression.checkpoint
+        if not copied_in_parts(checkpoint, name, self.output, self.writer, name):
+            self._put(name, checkpoint.weight(name), 0)
         return {name: Sums()}
 
     def _block(self, name: str, rows: slice, job: LayerPlan, begin: Mapping[str, int]) -> BySums:

@@ -104,7 +104,7 @@ def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[st
 
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     stored = layer.info.outline is not None
-    if stored and (layer.info.part or layer.group or (layer.outline and layer.outline.row_storage() is None)):
+    if stored and (layer.info.part or layer.group or (layer.outline and not layer.outline.in_proportion())):
         return False
     if layer.product is not None or (layer.group is not None and not (method.shares and method.shares.row_wise)):
         return False

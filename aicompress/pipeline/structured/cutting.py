@@ -16,7 +16,7 @@ from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import CompressError
 from aicompress.methods.structural import AnyPruner
 from aicompress.pipeline.step import blocks
-from aicompress.pipeline.step.blocks import put_block
+from aicompress.pipeline.step.blocks import copied_in_parts, put_block
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.structured.axes import Along, along, length_of, positions, selected
 from aicompress.pipeline.structured.edit import Edit
@@ -83,6 +83,8 @@ class Cutting:
         change, written, checkpoint = self.edit.changes[name], 0, self.checkpoint
         source, formed = change.source, self.output.parameters[name].weight is not None
         shape, lead = checkpoint.parameters()[source].shape, checkpoint.row_axis(source)
+        if formed and not change.cuts and copied_in_parts(checkpoint, source, self.output, self.writer, name):
+            return
         stays = {axis: self._axis(name, (axis, False), shape) for axis, _ in along(change.cuts)}
         for rows in checkpoint.row_blocks(source, blocks.BLOCK):
             own = slice(0, shape[lead]) if rows is None else rows

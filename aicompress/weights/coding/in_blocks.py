@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aicompress.weights.coding.models import Model, number
 from aicompress.weights.coding.quantizers import in_use
+from aicompress.weights.coding.rows import BITS_SET
 from aicompress.weights.coding.streams import PACKED_STATIC, STATIC, TRELLIS
 from aicompress.weights.coding.writing import (
     SMALL,
@@ -31,7 +32,6 @@ from aicompress.weights.coding.writing import (
 from aicompress.weights.decoding import LANES, compiled
 
 Blocks = Sequence[Callable[[], Tensor]]
-BITS_SET = np.array([bin(value).count("1") for value in range(256)])
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+COUNTED = 1 << 20  # bytes of a mask that are counted at a time
+BITS_SET = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, of which parts along its first axis are read.
+
+    Attributes:
+        read: (entries; None: all) -> those of the tensor.
+        length: of the axis.
+        together: a part begins at a multiple of it.
+        ones: how many bits are set before some entries of a bit mask, as far as that is known.
+    """
+
+    read: Callable[[slice | None], Tensor]
+    length: int
+    together: int = 1
+    ones: dict[int, int] = field(default_factory=lambda: {0: 0})
+
+    def ones_before(self, byte: int) -> int:
+        """How many bits of a bit mask are set before one of its bytes: counted from the last place that is known."""
+        known = max(place for place in list(self.ones) if place <= byte)
+        while known < byte:
+            stop = min(known + COUNTED, byte)
+            counted = BITS_SET[self.read(slice(known, stop)).numpy()].sum(dtype=np.int64)
+            self.ones[stop], known = self.ones[known] + int(counted), stop
+        return self.ones[byte]
 
 
 @dataclass(frozen=True)
 class RowStorage:
-    """How rows of a weight are stored apart from the others, so that some of them can be read alone.
+    """How tensors hold rows of a weight in proportion, so that some of them can be read, and written, alone.
 
     Attributes:
         along: suffixes of the tensors whose first axis goes along the rows, in proportion; the others, and those of one
@@ -27,10 +59,6 @@ class RowStorage:
         """Of a form whose `meta` names its shape, and nothing else that depends on the rows."""
         columns = meta["shape"][1]
         return cls(frozenset(along), lambda rows: {**meta, "shape": [rows, columns]}, together)
-
-    def within(self, outer: Callable[[dict[str, Any]], dict[str, Any]]) -> RowStorage:
-        """Of a form around this one, whose tensors have the same suffixes, from its `meta` by this one's."""
-        return replace(self, meta=lambda rows: outer(self.meta(rows)))
 
 
 def row_slices(rows: int, width: int, most: int, together: int = 1) -> list[slice]:

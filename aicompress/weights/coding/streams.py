@@ -77,6 +77,25 @@ def read_within(raw: Any, rows: int, columns: int) -> Any:
 @shipped
 def read_static(raw: Any, rows: int, columns: int, models: int = 1) -> Any:
     """The symbols (rows, columns) of a stream with static models: one for a bucket, or two of a trellis."""
+    bits, buckets, bucket, at = read_head(raw, columns)
+    symbols = np.empty(rows * columns, dtype=np.uint8)
+    begin = 0
+    for number in range(buckets):
+        end = begin + rows * int((bucket == number).sum())
+        at = read_bucket(raw, at, bits, models, symbols[begin:end].reshape(rows, -1))
+        begin = end
+    if raw[at:].any():
+        raise ValueError("a stream of symbols is damaged: something follows its end")
+    return symbols if buckets == 1 else in_their_columns(symbols, bucket, rows)
+
+
+@shipped
+def read_head(raw: Any, columns: int) -> tuple[int, int, Any, int]:
+    """What a stream with static models begins with.
+
+    Returns:
+        The precision in bits, how many buckets there are, that of each column, and where the first one begins.
+    """
     if len(raw) < 3 or not 1 <= raw[1] <= 16 or not 1 <= raw[2] <= 16:
         raise ValueError("a stream of symbols is damaged: no such models")
     bits, buckets, at = int(raw[1]), int(raw[2]), 3
@@ -86,16 +105,13 @@ def read_static(raw: Any, rows: int, columns: int, models: int = 1) -> Any:
         bucket = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[:columns]
     if len(bucket) != columns or (columns and bucket.max() >= buckets):
         raise ValueError("a stream of symbols is damaged: columns of no bucket")
-    symbols = np.empty(rows * columns, dtype=np.uint8)
-    begin = 0
-    for number in range(buckets):
-        end = begin + rows * int((bucket == number).sum())
-        at = read_bucket(raw, at, bits, models, symbols[begin:end].reshape(rows, -1))
-        begin = end
-    if raw[at:].any():
-        raise ValueError("a stream of symbols is damaged: something follows its end")
-    if buckets == 1:
-        return symbols
+    return bits, buckets, bucket, at
+
+
+@shipped
+def in_their_columns(symbols: Any, bucket: Any, rows: int) -> Any:
+    """The symbols of one bucket after the other as a matrix (rows, columns)."""
+    columns, buckets = len(bucket), int(bucket.max()) + 1
     width = np.bincount(bucket, minlength=buckets)
     first = np.empty(columns, dtype=np.int64)  # where a column's first symbol is; the next one is `stride` further
     for number in range(buckets):
@@ -121,27 +137,54 @@ def in_columns(symbols: Any, first: Any, stride: Any, matrix: Any) -> None:
 @shipped
 def read_bucket(raw: Any, at: int, bits: int, models: int, out: Any) -> int:
     """Decode the symbols of one bucket into `out` (rows, columns); returns where the next one begins."""
+    states, words, tables, middle = read_bucket_head(raw, at, bits, models)
+    end = middle + 2 * words
+    if end > len(raw) or (models == 2 and out.shape[1] % len(states)):
+        raise ValueError("a stream of symbols is damaged: it ends too early")
+    used = decode_symbols(states, raw[middle:end], tables, bits, out)
+    if used != words or bool((states != 1 << 16).any()):
+        raise ValueError("a stream of symbols is damaged: it does not end where it began")
+    return end
+
+
+@shipped
+def read_bucket_head(raw: Any, at: int, bits: int, models: int) -> tuple[Any, int, Any, int]:
+    """What a bucket begins with.
+
+    Returns:
+        The states of its lanes, how many words it has, its models as tables, and where the words begin.
+    """
     lanes, at = count_at(raw, at)
     words, at = count_at(raw, at)
     first, at = read_model(raw, at, bits)
     second, at = read_model(raw, at, bits) if models == 2 else (first, at)
-    middle, end = at + 4 * lanes, at + 4 * lanes + 2 * words
-    if not 1 <= lanes <= LANES or end > len(raw) or (models == 2 and out.shape[1] % lanes):
+    middle = at + 4 * lanes
+    if not 1 <= lanes <= LANES or middle > len(raw):
         raise ValueError("a stream of symbols is damaged: it ends too early")
     states = np.frombuffer(raw[at:middle].tobytes(), dtype="<u4").astype(np.int64)
-    stream = np.frombuffer(raw[middle:end].tobytes(), dtype="<u2").astype(np.uint16)
     tables = [(np.repeat(np.arange(256, dtype=np.uint8), f), f, np.cumsum(f) - f) for f in (first, second)[:models]]
-    if models == 1:
+    return states, words, tables, middle
+
+
+@shipped
+def decode_symbols(states: Any, raw: Any, tables: Any, bits: int, out: Any) -> int:
+    """Decode symbols into `out`, by the models of one or two quantizers; returns how many of the words are used.
+
+    Args:
+        states: of the lanes, of which the first one has the first symbol; they become those after the last one.
+        raw: the words, in bytes.
+        tables, bits: of the bucket.
+        out: (rows, columns); of a trellis the rows begin where its states do.
+    """
+    stream = np.frombuffer(raw.tobytes(), dtype="<u2").astype(np.uint16)
+    if len(tables) == 1:
         plain = compiled(rans_decoded) or rans_decoded_in_steps
-        used = plain(states, stream, *tables[0], bits, out.reshape(-1))
-    else:
-        dependent = compiled(trellis_decoded) or trellis_decoded_in_steps
-        symbol, frequency, start = (np.stack(pair) for pair in zip(*tables, strict=True))
-        follow = np.array(NEXT_STATE, dtype=np.int64).reshape(-1)
-        used = dependent(states, stream, symbol, frequency, start, bits, follow, out)
-    if used != words or bool((states != 1 << 16).any()):
-        raise ValueError("a stream of symbols is damaged: it does not end where it began")
-    return end
+        symbol, frequency, start = tables[0]
+        return int(plain(states, stream, symbol, frequency, start, bits, out.reshape(-1)))
+    dependent = compiled(trellis_decoded) or trellis_decoded_in_steps
+    symbol, frequency, start = (np.stack(pair) for pair in zip(*tables, strict=True))
+    follow = np.array(NEXT_STATE, dtype=np.int64).reshape(-1)
+    return int(dependent(states, stream, symbol, frequency, start, bits, follow, out))
 
 
 @shipped

@@ -11,19 +11,36 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint import Checkpoint, files, reader
+from aicompress.checkpoint.checkpoint_headers import CheckpointHeaders
 from aicompress.checkpoint.files import read_tensor
 from aicompress.checkpoint.header import TensorRef
 from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.grid import compiled
+from aicompress.pipeline import export
 from aicompress.pipeline.layerwise import planner, row_blocks, row_parts
 from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
+from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import Report
-from aicompress.weights import TensorSpec
+from aicompress.weights import (
+    ColumnScaled,
+    Dense,
+    IntGrouped,
+    LowRank,
+    Sparse,
+    SparseCodes,
+    Submatrix,
+    TensorSpec,
+    Trellis,
+    Weight,
+    entropy_coded,
+)
 from tests import foreign
+from tests.weights.forms import write_form
 
 METHODS = (
     ("quantize/rtn-w4", "method.group_size=32"),
@@ -148,6 +165,62 @@ def test_blocks_of_compressed_weights_give_the_bytes_of_the_whole(
             patched.setattr(row_parts, "divisible", lambda *_: False)
             run(folder, tmp_path / f"whole{number}", *recipe, "select.include=['m.a']")
         assert weights(tmp_path / f"{number}") == weights(tmp_path / f"whole{number}"), recipe
+
+
+def stored_forms() -> dict[str, Weight]:
+    """Weights whose rows do not lie in proportion, or in streams; each has tensors of more than 16 kB."""
+    draw = torch.Generator().manual_seed(0)
+    matrix, mask = torch.randn(2208, 60, generator=draw), torch.rand(2208, 60, generator=draw) < 0.4
+    codes = IntGrouped(
+        (2 * matrix).round().clamp(-8, 7).to(torch.int8), torch.rand(2208, 3, generator=draw), None, 4, 20
+    )
+    trellis = Trellis((3 * matrix).round().to(torch.int8), torch.rand(2208, 1, generator=draw))
+    sparse = Sparse.of(matrix, mask)
+    factors = LowRank(entropy_coded(codes), Dense(torch.randn(60, 40, generator=draw)))
+    forms: dict[str, Weight] = {"mask": sparse, "codes under a mask": SparseCodes.of(codes, mask)}
+    forms |= {"column factors": ColumnScaled(SparseCodes.of(codes, mask), torch.rand(60, generator=draw))}
+    forms |= {"some rows": Submatrix(Dense(matrix[:900]), (2208, 60), torch.arange(10, 910, dtype=torch.int32))}
+    coded = {f"{name}, coded": entropy_coded(each) for name, each in forms.items() if name != "some rows"}
+    return {**forms, **coded, "codes, coded": entropy_coded(codes), "trellis, coded": entropy_coded(trellis)} | {
+        "factors, coded": factors
+    }
+
+
+@pytest.mark.parametrize("form", stored_forms())
+def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """One that is compressed anew, where it can be, one that is copied, and all of them decoded."""
+    weight, source = stored_forms()[form], tmp_path / "in.safetensors"
+    write_form(source, weight, weight.tensors(), ("a", "b"))
+    read, whole = files._read, list[str]()
+
+    def noting(ref: TensorRef, begins: Any, spec: TensorSpec, name: str) -> torch.Tensor:
+        whole.extend([name] if spec == ref.spec and spec.nbytes > 16000 else [])
+        return read(ref, begins, spec, name)
+
+    def written(name: str, recipe: str, *overrides: str) -> bytes:
+        out = tmp_path / f"{name}-{recipe.partition('/')[0]}.safetensors"
+        if recipe == "export":
+            export.run(
+                export.make_plan(source, Destination(out), ExportRecipe(method={"name": "dense"})),
+                Options(latency="off"),
+            )
+        else:
+            run(source, out, recipe, "select.include=['a']", *overrides)
+        return out.read_bytes()
+
+    method = ("prune/magnitude-50", "method.store=dense") if "mask" in form else ("quantize/rtn-w8",)
+    for recipe in (("export",), method)[: 1 if weight.parts() else 2]:
+        with monkeypatch.context() as patched:
+            patched.setattr(row_parts, "BLOCK", 1)
+            patched.setattr(blocks, "BLOCK", 6000)
+            patched.setattr(files, "_read", noting)
+            in_blocks = written("blocks", *recipe)
+        assert not whole or "coded" in form  # streams are small, and so are inner factors
+        with monkeypatch.context() as patched:
+            patched.setattr(CheckpointHeaders, "rows_together", lambda *_: 0)
+            assert in_blocks == written("whole", *recipe)
 
 
 @pytest.mark.parametrize(
