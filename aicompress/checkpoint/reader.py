@@ -28,7 +28,7 @@ from aicompress.errors import CheckpointError, first_line
 from aicompress.layer import Layer, LayerInfo, as_matrix
 from aicompress.weights import Dense, Weight, fixed_width
 from aicompress.weights.coding.rows import StoredTensor
-from aicompress.weights.entropy import in_fixed_width
+from aicompress.weights.stored.entropy import in_fixed_width
 
 OPENED = 8  # compressed parameters of which is kept what parts of them told: more than a step works on at once
 NONSENSE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)  # what restoring it raises

@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, raw_gram
 from aicompress.weights import Coded, IntGrouped, Masked, SparseCodes, Weight, outline_nbytes
-from aicompress.weights.int_grouped import spread
+from aicompress.weights.stored.int_grouped import spread
 
 LEAF = 16  # columns that are updated one by one; matrix products do the rest
 SWEEPS = 2  # passes of coordinate descent

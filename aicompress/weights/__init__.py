@@ -1,28 +1,29 @@
 """Stored forms of a weight: what a method returns and what a checkpoint holds.
 
-A form is one file: a frozen dataclass that says all about the weight (`form.Weight`), and the decoder that checkpoints
-carry (`decoding`). Forms are found by discovery. Tensors may live on torch's meta device: an *outline* has the exact
-dtypes and shapes that the real weight will be stored with, and no data. Plans and dry runs are made of outlines.
+A form is one file in `stored/`: a frozen dataclass that says all about the weight (`form.Weight`), and the decoder that
+checkpoints carry (`decoding`). Forms are found by discovery. Tensors may live on torch's meta device: an *outline* has
+the exact dtypes and shapes that the real weight will be stored with, and no data. Plans and dry runs are made of
+outlines.
 """
 
-from aicompress.weights.base_delta import BaseDelta
-from aicompress.weights.codebook import Codebook
-from aicompress.weights.column_scaled import ColumnScaled
-from aicompress.weights.convolutions import Convolutions
-from aicompress.weights.corrected import Corrected
-from aicompress.weights.dense import Dense
-from aicompress.weights.entropy import EntropyCoded, entropy_coded, fixed_width
-from aicompress.weights.float8 import Float8
 from aicompress.weights.form import Symbols, TensorSpec, Weight, form_of, forms, outline_nbytes, restore
-from aicompress.weights.int_grouped import Coded, IntGrouped
-from aicompress.weights.low_rank import LowRank
-from aicompress.weights.masked import Masked
-from aicompress.weights.per_expert import PerExpert
-from aicompress.weights.sparse import Sparse
-from aicompress.weights.sparse_codes import SparseCodes
-from aicompress.weights.submatrix import Submatrix
-from aicompress.weights.tied import Tied
-from aicompress.weights.trellis import Trellis
+from aicompress.weights.stored.base_delta import BaseDelta
+from aicompress.weights.stored.codebook import Codebook
+from aicompress.weights.stored.column_scaled import ColumnScaled
+from aicompress.weights.stored.convolutions import Convolutions
+from aicompress.weights.stored.corrected import Corrected
+from aicompress.weights.stored.dense import Dense
+from aicompress.weights.stored.entropy import EntropyCoded, entropy_coded, fixed_width
+from aicompress.weights.stored.float8 import Float8
+from aicompress.weights.stored.int_grouped import Coded, IntGrouped
+from aicompress.weights.stored.low_rank import LowRank
+from aicompress.weights.stored.masked import Masked
+from aicompress.weights.stored.per_expert import PerExpert
+from aicompress.weights.stored.sparse import Sparse
+from aicompress.weights.stored.sparse_codes import SparseCodes
+from aicompress.weights.stored.submatrix import Submatrix
+from aicompress.weights.stored.tied import Tied
+from aicompress.weights.stored.trellis import Trellis
 
 __all__ = [
     "BaseDelta",

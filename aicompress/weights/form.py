@@ -1,4 +1,4 @@
-"""The contract of every stored form, and how the forms are found: every class of this package that names its form."""
+"""The contract of every stored form, and how the forms are found: every class in `stored/` that names its form."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def within(weight: Weight) -> Iterator[Weight]:
 @cache
 def forms() -> Mapping[str, type[Weight]]:
     """All stored forms by name. A form's file that does not import raises: nothing is skipped silently."""
-    package = importlib.import_module("aicompress.weights")
+    package = importlib.import_module("aicompress.weights.stored")
     known: dict[str, type[Weight]] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")):
         for value in vars(importlib.import_module(name)).values():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-import aicompress.weights
+import aicompress.weights.stored
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.model.loading.load import load
@@ -92,11 +92,11 @@ def ternary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     folder = tmp_path / "forms"
     folder.mkdir()
     (folder / "ternary.py").write_text(FORM)
-    monkeypatch.setattr(aicompress.weights, "__path__", [*aicompress.weights.__path__, str(folder)])
+    monkeypatch.setattr(aicompress.weights.stored, "__path__", [*aicompress.weights.stored.__path__, str(folder)])
     forms.cache_clear()
     yield forms()["ternary"]
     monkeypatch.undo()
-    del DECODERS["ternary"], sys.modules["aicompress.weights.ternary"], aicompress.weights.ternary  # type: ignore[attr-defined]
+    del DECODERS["ternary"], sys.modules["aicompress.weights.stored.ternary"], aicompress.weights.stored.ternary  # type: ignore[attr-defined]
     forms.cache_clear()
 
 
@@ -154,6 +154,6 @@ def test_two_forms_of_one_name_are_refused(ternary: Any, tmp_path: Path) -> None
     forms.cache_clear()
     with pytest.raises(TypeError, match="two stored forms are named 'ternary'"):
         forms()
-    del sys.modules["aicompress.weights.other"], aicompress.weights.other  # type: ignore[attr-defined]
+    del sys.modules["aicompress.weights.stored.other"], aicompress.weights.stored.other  # type: ignore[attr-defined]
     (tmp_path / "forms" / "other.py").unlink()
     forms.cache_clear()

@@ -12,7 +12,7 @@ from aicompress.checkpoint.compressed_tensors.targets import Targets
 from aicompress.checkpoint.manifest import Entry
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import IntGrouped, TensorSpec
-from aicompress.weights.int_grouped import groups_of, require_groups
+from aicompress.weights.stored.int_grouped import groups_of, require_groups
 
 CT_SUFFIXES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight")
 

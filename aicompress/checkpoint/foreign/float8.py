@@ -14,7 +14,7 @@ from torch import Tensor
 from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Read, Stored, decoded, require
 from aicompress.checkpoint.foreign.scaling import blocks_of, real, scaled_rows, spread_words
 from aicompress.weights import Dense, Float8, TensorSpec
-from aicompress.weights.float8 import DTYPES, numbers, require_numbers
+from aicompress.weights.stored.float8 import DTYPES, numbers, require_numbers
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 ALONG = {"weight": 0, "scale": 0}

@@ -17,8 +17,8 @@ from torch import Tensor
 from aicompress.methods.quantize.grid.rounding import code_range
 from aicompress.weights import Codebook, EntropyCoded, Float8, IntGrouped, SparseCodes, Weight, restore
 from aicompress.weights.decoding import DECODERS, Meta, Tensors, by_column, decoder, masked
-from aicompress.weights.float8 import DTYPES
 from aicompress.weights.form import inside, within
+from aicompress.weights.stored.float8 import DTYPES
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of
 from aicompress.weights import Corrected, Dense, LowRank, Weight, outline_nbytes
-from aicompress.weights.corrected import correction_dtype
+from aicompress.weights.stored.corrected import correction_dtype
 
 
 class ResidualConfig(BasedConfig):

@@ -21,7 +21,7 @@ from aicompress.methods.curvature import damped, loss, raw_gram, shifted
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of, base_shift
 from aicompress.weights import Corrected, Dense, LowRank, Weight
-from aicompress.weights.corrected import correction_dtype
+from aicompress.weights.stored.corrected import correction_dtype
 
 
 class QeraConfig(BasedConfig):

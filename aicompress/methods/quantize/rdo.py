@@ -34,7 +34,7 @@ from aicompress.methods.quantize.grid.rated import outline as outline_of
 from aicompress.methods.quantize.grid.rated_rows import rated_rows, shared_scheme
 from aicompress.methods.quantize.grid.refitting import refitted
 from aicompress.weights import Weight
-from aicompress.weights.trellis import BLOCK
+from aicompress.weights.stored.trellis import BLOCK
 
 
 class RdoConfig(RatedConfig):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aicompress.model.kernels.linear import FastLinear, has_fast_bfloat16
 from aicompress.weights import IntGrouped
-from aicompress.weights.int_grouped import spread
+from aicompress.weights.stored.int_grouped import spread
 
 INT4_GROUPS = (256, 128, 64, 32)  # group sizes of the kernel, largest first
 INT4_ROWS = 16  # above this many rows, decoding and a plain product is faster

@@ -36,7 +36,7 @@ from aicompress.model.kernels.submatrix import SubmatrixLinear
 from aicompress.model.kernels.two_products import BaseDeltaLinear, LowRankLinear, turned
 from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
 from aicompress.weights import BaseDelta, Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Tied, Weight
-from aicompress.weights.int_grouped import spread
+from aicompress.weights.stored.int_grouped import spread
 
 
 class IntEmbedding(KernelLayer):

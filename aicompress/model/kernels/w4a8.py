@@ -15,7 +15,7 @@ from torch import Tensor
 from aicompress.model.kernels.linear import FastLinear
 from aicompress.model.kernels.openmp import parallel, run
 from aicompress.weights import IntGrouped
-from aicompress.weights.int_grouped import spread
+from aicompress.weights.stored.int_grouped import spread
 
 INPUT_BITS = 8
 GROUP, PANEL, TILE = 32, 8, 4  # columns, outputs and rows that are multiplied at once, as in `w4a8_compiled`

@@ -33,7 +33,7 @@ from aicompress.weights.coding.in_blocks import StreamInFile, write_in_blocks
 from aicompress.weights.coding.packing import WORD, unpack_rows, words_per_row
 from aicompress.weights.coding.rows import row_slices
 from aicompress.weights.form import Symbols, inside
-from aicompress.weights.trellis import BLOCK
+from aicompress.weights.stored.trellis import BLOCK
 
 SPOOL = "entropy-coded.partial"
 HELD = 1 << 22  # symbols of a tensor up to which all are held

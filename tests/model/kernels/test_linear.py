@@ -23,10 +23,10 @@ from aicompress.model.kernels.linear import (
 )
 from aicompress.model.kernels.select import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
-from aicompress.weights.base_delta import BaseDelta
 from aicompress.weights.decoding import rounded_input
-from aicompress.weights.dense import Dense
-from aicompress.weights.low_rank import LowRank
+from aicompress.weights.stored.base_delta import BaseDelta
+from aicompress.weights.stored.dense import Dense
+from aicompress.weights.stored.low_rank import LowRank
 from tests.model.compressed import halved, integers, low_rank
 
 OUT, COLUMNS = 48, 64

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aicompress.methods.quantize.grid.rounding import code_range
-from aicompress.weights.int_grouped import groups_of
+from aicompress.weights.stored.int_grouped import groups_of
 
 Array = NDArray[Any]
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # that hold eight codes

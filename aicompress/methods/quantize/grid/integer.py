@@ -15,7 +15,7 @@ from aicompress.methods.quantize.grid.rounding import encode, grouped, pieces, r
 from aicompress.methods.quantize.grid.scales import Grid, ScaleSharing, StoredScales, least_error, stored_scale_dtype
 from aicompress.methods.quantize.grid.widths import WidthConfig, resolve, searched, unfit
 from aicompress.weights import IntGrouped, Weight
-from aicompress.weights.int_grouped import groups_of
+from aicompress.weights.stored.int_grouped import groups_of
 
 __all__ = [
     "IntegerConfig",

@@ -24,7 +24,7 @@ from aicompress.methods.quantize.grid.uniform import UniformGrid
 from aicompress.weights import ColumnScaled, IntGrouped, Trellis, Weight
 from aicompress.weights.coding.quantizers import in_use
 from aicompress.weights.coding.writing import write_stream
-from aicompress.weights.trellis import levels
+from aicompress.weights.stored.trellis import levels
 
 BITS = 8  # of a code before it is entropy-coded
 BUCKETS = 16  # of columns, as the coder has them

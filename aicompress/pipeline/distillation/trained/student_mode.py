@@ -12,7 +12,7 @@ from aicompress.methods.modes import NOTHING, Mode, ModeConfig, StudentParameter
 from aicompress.recipe.distillation import Training
 from aicompress.weights import Submatrix, Weight
 from aicompress.weights.form import within
-from aicompress.weights.masked import Masked
+from aicompress.weights.stored.masked import Masked
 
 
 @dataclass(frozen=True)

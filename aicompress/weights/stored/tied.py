@@ -11,8 +11,8 @@ from torch import Tensor
 
 from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Factors, Meta, Tensors, factors, product
-from aicompress.weights.dense import Dense
 from aicompress.weights.form import Weight, nest, require_dtype, restore, unnest
+from aicompress.weights.stored.dense import Dense
 
 _PREFIX = "source"
 

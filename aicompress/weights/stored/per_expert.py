@@ -11,8 +11,8 @@ from torch import Tensor
 
 from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
-from aicompress.weights.dense import Dense
 from aicompress.weights.form import Symbols, Weight, restore
+from aicompress.weights.stored.dense import Dense
 
 
 @dataclass(frozen=True)

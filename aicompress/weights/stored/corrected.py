@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
 from aicompress.weights.form import Nested, Weight, nest, restore, unnest
-from aicompress.weights.low_rank import LowRank
+from aicompress.weights.stored.low_rank import LowRank
 
 _PREFIX = "correction"
 

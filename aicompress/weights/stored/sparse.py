@@ -13,7 +13,7 @@ from aicompress.weights.coding.rows import RowStorage, StoredTensor
 from aicompress.weights.decoding import Meta, Tensors, decoder, masked, require_kept
 from aicompress.weights.form import Symbols, Weight, require_real
 from aicompress.weights.grouping import Grouping
-from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words
+from aicompress.weights.stored.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -18,8 +18,8 @@ from aicompress.weights.coding.rows import RowStorage, StoredTensor, share
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, require_kept, unpack
 from aicompress.weights.form import Symbols, Weight, require_bits, require_dtype
 from aicompress.weights.grouping import Grouping
-from aicompress.weights.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
-from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words
+from aicompress.weights.stored.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
+from aicompress.weights.stored.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words
 
 
 @dataclass(frozen=True)

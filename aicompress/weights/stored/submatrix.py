@@ -11,8 +11,8 @@ from torch import Tensor
 
 from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Kept, Meta, Tensors, decode, decoder, submatrix
-from aicompress.weights.dense import Dense
 from aicompress.weights.form import Weight, require_dtype, restore
+from aicompress.weights.stored.dense import Dense
 
 
 @dataclass(frozen=True)
