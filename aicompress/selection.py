@@ -88,10 +88,24 @@ def unmatched(patterns: Iterable[str], layers: Sequence[LayerInfo], where: str) 
     """One error for every pattern that matches no layer."""
     names = [name for layer in layers for name in layer.names]
     return [
-        RecipeError(f"{where} pattern {pattern!r} matches no layer", suggestion(pattern, names) if names else "")
+        RecipeError(f"{where} pattern {pattern!r} matches no layer", _wider(pattern, names) if names else "")
         for pattern in patterns
         if not any(matches(pattern, layer) for layer in layers)
     ]
+
+
+def _wider(pattern: str, names: Sequence[str]) -> str:
+    """A hint for a pattern that matches nothing: the glob that it is a part of, or the nearest name.
+
+    A module's name stands for what is inside it in other tools, and so does the last word of a name.
+    """
+    whole = pattern.removesuffix(".weight")
+    near = [whole, f"{whole}.*", f"*.{whole}", f"*{whole}", f"*{whole}*"] if not set("*?[:") & set(pattern) else []
+    for glob in near:
+        found = sum(fnmatch.fnmatchcase(name, glob) for name in names)
+        if found:
+            return f"did you mean {glob!r}?" + (f" It matches {found}" if found > 1 else "")
+    return suggestion(pattern, names)
 
 
 def unreached(spans: Iterable[str], layers: Sequence[LayerInfo]) -> list[CompressError]:

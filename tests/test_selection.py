@@ -127,3 +127,19 @@ def test_a_layer_without_depth_is_in_no_level() -> None:
 def test_a_span_that_does_not_parse(span: str) -> None:
     with pytest.raises(RecipeError, match="is not a list of depths"):
         in_levels(LAYERS[1], span)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("model.layers.0", "did you mean 'model.layers.0.*'? It matches 2"),
+        ("q_proj", "did you mean '*.q_proj'? It matches 12"),
+        ("layers.3.mlp.down_proj", "did you mean '*.layers.3.mlp.down_proj'?"),
+        ("lm_head.weight", "did you mean 'lm_head'?"),
+        ("self_attn", "did you mean '*self_attn*'? It matches 12"),
+        ("*.gate_proj", "did you mean 'model.layers.1.self_attn.q_proj'?"),
+    ],
+)
+def test_a_module_or_a_last_word_is_answered_with_its_glob(pattern: str, hint: str) -> None:
+    (problem,) = unmatched([pattern], LAYERS, "include")
+    assert problem.hint == hint or pattern.startswith("*")

@@ -37,14 +37,18 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    own = {id(key) for key, _ in node.value}
     loader.flatten_mapping(node)
     mapping: dict[Hashable, Any] = {}
+    written: set[Hashable] = set()  # here, and not where something is merged from: these may take its place
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             raise RecipeError(f"line {key_node.start_mark.line + 1}: a key is a list or a mapping", "quote it")
-        if key in mapping:
+        if key in written:
             raise RecipeError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice", "keep one of them")
+        if id(key_node) in own:
+            written.add(key)
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 

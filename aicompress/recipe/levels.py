@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from aicompress.layer import LayerInfo
 from aicompress.recipe.section import UNNAMED, Section
@@ -36,6 +36,14 @@ class Level(MethodFields):
         description="an exact name, a glob or a re: pattern",
     )
     skip: bool = False
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _depths(cls, layers: Any) -> Any:
+        """Numbers as YAML has them: `layers: -1`, `layers: [0, 2]`."""
+        depths = layers if isinstance(layers, list) else [layers]
+        numbers = depths and all(isinstance(depth, int) and not isinstance(depth, bool) for depth in depths)
+        return ",".join(map(str, depths)) if numbers else layers
 
     @model_validator(mode="after")
     def _by_depth_or_by_pattern(self) -> Level:

@@ -17,6 +17,8 @@ from aicompress.methods import MethodConfig
 
 UNNAMED = ("<list>", "<section>")  # what a key may be, as pydantic tells them apart; no part of a recipe's own names
 
+SHARES = ("sparsity", "keep", "energy", "share")
+
 RecipePart = TypeVar("RecipePart", bound=BaseModel)
 
 
@@ -71,11 +73,18 @@ def validated(kind: type[RecipePart], fields: dict[str, Any], where: str) -> Rec
     Raises:
         RecipeError: or Problems, when there are several.
     """
+    known = kind.model_fields
+    given = {name: value for name, value in fields.items() if value is not None or _may_be_null(known.get(name))}
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate(given)
     except ValidationError as error:
         raise_all([_explain(problem, kind, where, fields) for problem in error.errors()])
         raise AssertionError("unreachable") from error
+
+
+def _may_be_null(field: Any) -> bool:
+    """Whether null is looked at; for a list or a section with a default it is what comments alone leave there."""
+    return field is None or not isinstance(field.default, tuple | BaseModel)
 
 
 def _explain(problem: Any, kind: type[BaseModel], where: str, fields: dict[str, Any]) -> RecipeError:
@@ -97,7 +106,23 @@ def _explain(problem: Any, kind: type[BaseModel], where: str, fields: dict[str, 
         given = _shown(problem["input"])
         return RecipeError(f"{place}: is not a list, got {given}"[:300], f"put it in brackets: {place}=[{given}]"[:300])
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return RecipeError(f"{place}: {message[0].lower()}{message[1:]}, got {_shown(problem['input'])}"[:300], "")
+    told = f"{place}: {message[0].lower()}{message[1:]}, got {_shown(problem['input'])}"[:300]
+    return RecipeError(told, _meant(str(pieces[-1]) if pieces else "", problem["input"]))
+
+
+def _meant(field: str, given: Any) -> str:
+    """A hint for what is often written for a field in the place of what it takes; empty for anything else."""
+    number = given if isinstance(given, int | float) and not isinstance(given, bool) else None
+    if field == "pattern" and isinstance(number, int) and 60 < number < 1000:  # YAML counts 2:4 in minutes
+        return f'quote it, pattern: "{number // 60}:{number % 60}", for YAML reads that as {number}'
+    if field == "bits" and isinstance(number, int) and number >= 16:
+        return "a layer that is to stay as it is has `skip: true` in its rule"
+    if field == "bits" and isinstance(given, str) and given.strip().isdecimal():
+        return f"write it without quotes: bits: {given.strip()}"
+    percent = number if isinstance(given, int | float) else given.rstrip(" %") if isinstance(given, str) else ""
+    if field in SHARES and str(percent).isdecimal() and 1 < int(percent) <= 100:
+        return f"it is a share: {int(percent) / 100:g} for {percent} %"
+    return ""
 
 
 def _shown(value: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from aicompress import recipe
 from aicompress.errors import Problems, RecipeError
 from aicompress.layer import LayerInfo
+from aicompress.recipe.files import read_yaml
 
 GOOD = "version: 1\nmethod: {name: rtn, bits: 4, group_size: 64}\n"
 
@@ -266,3 +267,37 @@ def test_efforts_and_tuning_that_a_method_does_not_have(tmp_path: Path, text: st
         load(tmp_path, text)
     assert message in found.value.message
     assert found.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("{name: magnitude, pattern: 2:4}", 'quote it, pattern: "2:4", for YAML reads that as 124'),
+        ("{name: magnitude, sparsity: 50}", "it is a share: 0.5 for 50 %"),
+        ("{name: magnitude, sparsity: 50%}", "it is a share: 0.5 for 50 %"),
+        ("{name: rtn, bits: 16}", "a layer that is to stay as it is has `skip: true` in its rule"),
+        ("{name: rtn, bits: '8'}", "write it without quotes: bits: 8"),
+    ],
+)
+def test_what_is_often_written_is_answered_with_what_is_meant(text: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        load(tmp_path, f"version: 1\nmethod: {text}\n", command="quantize" if "rtn" in text else "prune")
+    assert refusal.value.hint == hint
+
+
+def test_sections_of_comments_alone_are_as_if_they_were_not_there(tmp_path: Path) -> None:
+    plain = load(tmp_path, GOOD)
+    assert load(tmp_path, GOOD + "select:\nrules:\n# - {match: fc1}\nlevels:\ngates:\nreport:\n") == plain
+
+
+@pytest.mark.parametrize(("written", "read"), [("0", "0"), ("-1", "-1"), ("[0, 2]", "0,2"), ('"0-1"', "0-1")])
+def test_depths_may_be_numbers(written: str, read: str, tmp_path: Path) -> None:
+    (level,) = load(tmp_path, GOOD + f"levels: [{{layers: {written}, bits: 8}}]\n").levels
+    assert level.layers == read
+
+
+def test_a_merged_key_may_be_given_anew_and_an_own_one_not_twice() -> None:
+    text = "rules:\n  - &one {match: fc1, bits: 8}\n  - {<<: *one, match: fc2}\n"
+    assert read_yaml(text, "r")["rules"][1] == {"match": "fc2", "bits": 8}
+    with pytest.raises(RecipeError, match="'match' is given twice"):
+        read_yaml(text.replace("match: fc2", "match: fc2, match: fc3"), "r")
