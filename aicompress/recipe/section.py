@@ -119,8 +119,8 @@ def _meant(field: str, given: Any) -> str:
         return "a layer that is to stay as it is has `skip: true` in its rule"
     if field == "bits" and isinstance(given, str) and given.strip().isdecimal():
         return f"write it without quotes: bits: {given.strip()}"
-    percent = number if isinstance(given, int | float) else given.rstrip(" %") if isinstance(given, str) else ""
-    if field in SHARES and str(percent).isdecimal() and 1 < int(percent) <= 100:
+    percent = given.rstrip(" %") if isinstance(given, str) else "" if number is None else f"{number:g}"
+    if field in SHARES and percent.isdecimal() and 1 < int(percent) <= 100:
         return f"it is a share: {int(percent) / 100:g} for {percent} %"
     return ""
 
