@@ -18,7 +18,7 @@ KINDS: tuple[Kind, ...] = ("linear", "experts", "conv", "embedding", "head")
 
 
 @dataclass(frozen=True)
-class Experts:
+class MergedExperts:
     """The matrices of experts that one parameter holds, one below the other, where each is compressed by itself.
 
     Attributes:
@@ -71,7 +71,7 @@ class LayerInfo:
     nbytes: int = 0
     outline: Weight | None = None
     owner: str = ""
-    experts: Experts | None = None
+    experts: MergedExperts | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

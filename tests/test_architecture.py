@@ -255,3 +255,13 @@ def test_a_package_gives_no_name_that_a_module_of_it_has() -> None:
         and node.module not in (name, f"{name}.{alias.asname or alias.name}")
     }
     assert twice == set()
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """Private ones aside, and the parameters of a loss, which its file names."""
+    places: dict[str, list[str]] = {}
+    for name, path in NAMES.items():
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name != "Config":
+                places.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -125,7 +125,7 @@ class CheckpointHeaders:
         stored, length = self.stored_outline(parameter), self.parameters()[parameter].shape[self.row_axis(parameter)]
         return 1 if stored is None else stored.shape[0] // max(1, length)
 
-    def rows_together(self, parameter: str) -> int:
+    def row_multiple(self, parameter: str) -> int:
         """How many entries of a parameter's row axis lie together in the file: a block read alone begins at a multiple.
 
         Returns:
@@ -135,22 +135,22 @@ class CheckpointHeaders:
             return 0
         if parameter in self.foreign.weights:
             weight = self.foreign.weights[parameter]
-            return 0 if weight.along is None else weight.together
+            return 0 if weight.along is None else weight.multiple
         if parameter not in self.manifest.entries:
             return 1
         outline = self.outline(parameter)
         assert outline is not None
-        together = WORD if self.layout == "compressed-tensors" else outline.rows_together()
-        return together // math.gcd(together, self.rows_each(parameter)) if together else 0
+        multiple = WORD if self.layout == "compressed-tensors" else outline.row_multiple()
+        return multiple // math.gcd(multiple, self.rows_each(parameter)) if multiple else 0
 
     def row_blocks(self, parameter: str, most: int) -> list[slice | None]:
         """Blocks of about so many numbers along a parameter's row axis, in order; None for all of it at once."""
-        together, shape = self.rows_together(parameter), self.parameters()[parameter].shape
-        if not together or math.prod(shape) <= most:
+        multiple, shape = self.row_multiple(parameter), self.parameters()[parameter].shape
+        if not multiple or math.prod(shape) <= most:
             return [None]
         axis = self.row_axis(parameter)
-        together = math.lcm(together, files.NARROW) if axis else together
-        return [*row_slices(shape[axis], math.prod(shape) // shape[axis], most, together)]
+        multiple = math.lcm(multiple, files.NARROW) if axis else multiple
+        return [*row_slices(shape[axis], math.prod(shape) // shape[axis], most, multiple)]
 
     @property
     def entropy_coded(self) -> bool:

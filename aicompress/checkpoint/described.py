@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint.compressed_tensors.entries import CT_SUFFIXES, ct_entries, rounded
-from aicompress.checkpoint.foreign.layout import ForeignWeight, Stored
+from aicompress.checkpoint.foreign.layout import ForeignTensors, ForeignWeight
 from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.foreign.recognize import (
     CACHE_SCALE,
@@ -121,7 +121,7 @@ def _foreign(
         raise Unsupported(f"{source.path} is already quantized by {method!r}, which is not read", hint)
     require_settings_read(settings, str(source.path))
     dtype = _dtype_of(source.config or {}, specs)
-    stored = Stored(specs, read, settings, source.config, dtype)
+    stored = ForeignTensors(specs, read, settings, source.config, dtype)
     weights = foreign_weights(stored, method, str(source.path))
     known = {name for weight in weights.values() for name in weight.names.values()}
     if method == CT:

@@ -121,7 +121,7 @@ class Checkpoint(CheckpointHeaders):
         """
         if self.is_plain(name):
             return read_part(self.tensors[name], name, slice(start, stop), axis)
-        if self.rows_together(name):
+        if self.row_multiple(name):
             return self.foreign.tensor(name, slice(start, stop))
         return self.read(name).narrow(self.row_axis(name), start, stop - start)
 
@@ -130,7 +130,7 @@ class Checkpoint(CheckpointHeaders):
 
         Args:
             parameter: its name.
-            rows: entries of its row axis, as `rows_together` lets them be read alone; None: all of them.
+            rows: entries of its row axis, as `row_multiple` lets them be read alone; None: all of them.
 
         Raises:
             CheckpointError: a compressed parameter is not what its description says, or a scale, factor or value of it

@@ -175,7 +175,7 @@ class RowWise(Generic[C]):
         divided: (layer info, functions that read its blocks of rows, config) -> a config for each block, where the
             result of a row depends on the other rows; None: every block takes the layer's config.
         divides: config -> whether `divided` is needed.
-        together: config -> a block holds a multiple of this many rows, because they share bytes on disk.
+        multiple: config -> a block holds a multiple of this many rows, because they share bytes on disk.
         exact: blocks give the same numbers as the whole layer, to the last bit; otherwise numbers that are as close.
     """
 
@@ -183,7 +183,7 @@ class RowWise(Generic[C]):
     measured: Callable[[Tensor, LayerInfo, C], Measured | None] | None = None
     divided: Callable[[LayerInfo, Sequence[Callable[[], Layer]], C], list[C]] | None = None
     divides: Callable[[C], bool] = lambda config: True
-    together: Callable[[C], int] = lambda config: 1
+    multiple: Callable[[C], int] = lambda config: 1
     exact: bool = True
 
     def parted(self, config: C) -> bool:

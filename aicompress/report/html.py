@@ -34,7 +34,7 @@ class Alert:
 
 
 @dataclass(frozen=True)
-class Panel:
+class PagePanel:
     """A panel: plots (SVG, trusted), then a table or a block of code."""
 
     title: str
@@ -56,7 +56,7 @@ class Page:
     lead: str
     cards: tuple[Card, ...]
     alerts: tuple[Alert, ...]
-    sections: tuple[Panel, ...]
+    sections: tuple[PagePanel, ...]
     footer: str
 
 
@@ -87,7 +87,7 @@ def comparison_to_html(compared: Comparison) -> str:
             if (value := row.quality[name].value) is not None
         ]
         shown.append(plots.pareto(points, "size ratio" if by_ratio else "weight bytes, MB", name))
-    table = Panel("Reports", compare.table(compared), legend=compare.legend(compared), sortable=True)
+    table = PagePanel("Reports", compare.table(compared), legend=compare.legend(compared), sortable=True)
     page = Page(
         title=f"Comparison of {len(compared.rows)} reports",
         eyebrow="compare",
@@ -98,7 +98,7 @@ def comparison_to_html(compared: Comparison) -> str:
         sections=(
             table,
             *(
-                Panel(f"{name} against size", plots=(plot,))
+                PagePanel(f"{name} against size", plots=(plot,))
                 for name, plot in zip(compared.objectives, shown, strict=True)
             ),
         ),
@@ -154,27 +154,27 @@ def _alerts(report: Report) -> list[Alert]:
     return alerts
 
 
-def _sections(report: Report) -> Sequence[Panel]:
+def _sections(report: Report) -> Sequence[PagePanel]:
     compressed = [row for row in report.layers if row.method not in ("-", "")]
     curves = tables.curves(report.training)
     by_kind = tables.kinds(report)
     return (
-        Panel("Summary", tables.summary(report)),
-        Panel("Gates", tables.gates(report)),
-        Panel("Quality", quality.table(report)),
-        Panel("Further baselines", tables.baselines(report)),
-        Panel("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
-        Panel("Training", tables.training(report), (plots.training(curves),) if curves else ()),
-        Panel("Compressed layers: size and error", plots=(plots.layers(compressed),) if compressed else ()),
-        Panel("Bits", bits.table(report), legend=bits.legend(report), sortable=True),
-        Panel("Layers", tables.layers(report), sortable=True),
-        Panel("Recipe", code=markdown.recipe_yaml(report.recipe) if report.recipe else ""),
-        Panel("Lineage", tables.lineage(report)),
-        Panel("Environment", tables.environment(report), folded=True),
+        PagePanel("Summary", tables.summary(report)),
+        PagePanel("Gates", tables.gates(report)),
+        PagePanel("Quality", quality.table(report)),
+        PagePanel("Further baselines", tables.baselines(report)),
+        PagePanel("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
+        PagePanel("Training", tables.training(report), (plots.training(curves),) if curves else ()),
+        PagePanel("Compressed layers: size and error", plots=(plots.layers(compressed),) if compressed else ()),
+        PagePanel("Bits", bits.table(report), legend=bits.legend(report), sortable=True),
+        PagePanel("Layers", tables.layers(report), sortable=True),
+        PagePanel("Recipe", code=markdown.recipe_yaml(report.recipe) if report.recipe else ""),
+        PagePanel("Lineage", tables.lineage(report)),
+        PagePanel("Environment", tables.environment(report), folded=True),
     )
 
 
-def _rows(section: Panel) -> bool:
+def _rows(section: PagePanel) -> bool:
     return section.table is not None and bool(section.table.rows)
 
 

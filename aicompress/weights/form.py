@@ -112,12 +112,12 @@ class Weight(ABC):
         inner = self.along_rows()
         return all(each.in_proportion() for each in inner) if inner else self.row_storage() is not None
 
-    def rows_together(self) -> int:
+    def row_multiple(self) -> int:
         """A block of rows that is read alone begins at a multiple of it; 0 where all of it is read to decode some."""
         if inner := self.along_rows():
-            return math.lcm(*(each.rows_together() for each in inner))
+            return math.lcm(*(each.row_multiple() for each in inner))
         storage = self.row_storage()
-        return 0 if storage is None else storage.together
+        return 0 if storage is None else storage.multiple
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Weight:
         """Some rows of the weight that this one is, or the outline of, from as much of its tensors as tells them.

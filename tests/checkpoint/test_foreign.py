@@ -67,8 +67,8 @@ def opened(tmp_path: Path, encoded: Encoded, settings: dict[str, Any] | None = N
 
 def require_rows(checkpoint: Checkpoint, name: str, length: int) -> None:
     """Rows that are read alone, as many as lie together, are those of the whole."""
-    together = checkpoint.rows_together(name)
-    parts = [checkpoint.dense(name, rows) for rows in row_slices(length, 1, 1, together)]
+    multiple = checkpoint.row_multiple(name)
+    parts = [checkpoint.dense(name, rows) for rows in row_slices(length, 1, 1, multiple)]
     assert torch.equal(torch.cat(parts, checkpoint.row_axis(name)), checkpoint.dense(name))
 
 
@@ -76,7 +76,7 @@ def require_rows(checkpoint: Checkpoint, name: str, length: int) -> None:
 def test_rows_are_decoded_alone(tmp_path: Path, case: str) -> None:
     encode, settings, _ = CASES[case]
     checkpoint = opened(tmp_path, encode(matrix(296)), settings)
-    assert 0 < checkpoint.rows_together("m.weight") <= 256
+    assert 0 < checkpoint.row_multiple("m.weight") <= 256
     require_rows(checkpoint, "m.weight", 296)
 
 
@@ -84,7 +84,7 @@ def test_rows_are_decoded_alone(tmp_path: Path, case: str) -> None:
 def test_rows_of_blocks_that_go_over_their_ends_are_decoded_alone(tmp_path: Path, nested: bool) -> None:
     """The last block is not full, nor is the last byte."""
     checkpoint = opened(tmp_path, foreign.nf4(block=8, nested=nested)(matrix(4097, 15)), BNB)
-    assert checkpoint.rows_together("m.weight") == (8 * 256 if nested else 8)
+    assert checkpoint.row_multiple("m.weight") == (8 * 256 if nested else 8)
     require_rows(checkpoint, "m.weight", 4097)
 
 

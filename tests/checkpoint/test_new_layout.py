@@ -16,11 +16,11 @@ from tests.foreign import Encoded, write
 LAYOUT = '''
 """Halves: int8 codes of 0.5 times `halved`."""
 
-from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Stored, modules_with, weight_of
+from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, ForeignTensors, modules_with, weight_of
 from aicompress.weights import Dense
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     recognized = {}
     for module in modules_with(stored.specs, "halved"):
         names = stored.names(module, {"codes": "halved"})

@@ -84,9 +84,9 @@ class TestEveryForm:
         """As many as lie together at a time, in any order."""
         write_form(tmp_path / "in.safetensors", weight, weight.tensors())
         checkpoint = Checkpoint.open(tmp_path / "in.safetensors")
-        together = checkpoint.rows_together("fc.weight")
-        assert (together == 0) == any(weight is FORMS[name] for name in WHOLE)
-        parts = row_slices(6, 1, 1, together) if together else []
+        multiple = checkpoint.row_multiple("fc.weight")
+        assert (multiple == 0) == any(weight is FORMS[name] for name in WHOLE)
+        parts = row_slices(6, 1, 1, multiple) if multiple else []
         for rows in (*reversed(parts), *parts):
             part = checkpoint.weight("fc.weight", rows)
             assert type(part) is type(fixed_width(weight))

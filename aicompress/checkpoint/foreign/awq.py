@@ -12,9 +12,9 @@ from torch import Tensor
 
 from aicompress.checkpoint.foreign.layout import (
     ForeignLayout,
+    ForeignTensors,
     ForeignWeight,
     Read,
-    Stored,
     modules_with,
     require,
     weight_of,
@@ -26,7 +26,7 @@ BITS, IN_WORD = 4, 8
 ROLES = {"codes": "qweight", "zeros": "qzeros", "scale": "scales"}
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Modules with `qweight`, `qzeros` and `scales`, of as many inputs as there are rows of words."""
     recognized: dict[str, ForeignWeight] = {}
     for module in modules_with(stored.specs, "qweight"):
@@ -40,7 +40,7 @@ def weights(stored: Stored) -> dict[str, ForeignWeight]:
     return recognized
 
 
-def _weight(stored: Stored, module: str, names: dict[str, str]) -> ForeignWeight:
+def _weight(stored: ForeignTensors, module: str, names: dict[str, str]) -> ForeignWeight:
     codes, zeros, scale = (stored.specs[names[role]] for role in ROLES)
     columns, (groups, out), settings = codes.shape[0], scale.shape, stored.settings
     version = str(settings.get("version", "gemm")).lower()
@@ -53,7 +53,7 @@ def _weight(stored: Stored, module: str, names: dict[str, str]) -> ForeignWeight
     outline = IntGrouped.outline((out, columns), (scale.dtype, (out, groups)), False, BITS, size)
     decode = partial(_integers, size)
     along = dict.fromkeys(ROLES, 1)
-    return ForeignWeight(dense, names, "awq, 4-bit", decode, outline, transposed, along=along, together=IN_WORD)
+    return ForeignWeight(dense, names, "awq, 4-bit", decode, outline, transposed, along=along, multiple=IN_WORD)
 
 
 def _integers(size: int, read: Read) -> IntGrouped:

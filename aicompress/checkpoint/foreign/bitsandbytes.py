@@ -17,9 +17,9 @@ from torch import Tensor
 
 from aicompress.checkpoint.foreign.layout import (
     ForeignLayout,
+    ForeignTensors,
     ForeignWeight,
     Read,
-    Stored,
     modules_with,
     require,
     weight_of,
@@ -30,7 +30,7 @@ STATE = ".quant_state.bitsandbytes__"
 NESTED = {"offsets": ".nested_absmax", "levels": ".nested_quant_map"}
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Weights with a quant_state, and int8 weights with `SCB`."""
     recognized: dict[str, ForeignWeight] = {}
     for name in stored.specs:
@@ -42,7 +42,7 @@ def weights(stored: Stored) -> dict[str, ForeignWeight]:
     return recognized
 
 
-def _four_bits(stored: Stored, parameter: str, state_name: str, kind: str) -> ForeignWeight:
+def _four_bits(stored: ForeignTensors, parameter: str, state_name: str, kind: str) -> ForeignWeight:
     roles = {"packed": "", "table": ".quant_map", "scale": ".absmax"}
     state = json.loads(bytes(stored.read(state_name).tolist()))
     shape, size = tuple(int(length) for length in state["shape"]), int(state["blocksize"])
@@ -65,7 +65,7 @@ def _four_bits(stored: Stored, parameter: str, state_name: str, kind: str) -> Fo
     along = {"packed": _longest(stored.specs[names["packed"]]), "scale": 0, **({"offsets": 0} if nested else {})}
     return ForeignWeight(
         dense, names, f"bitsandbytes {kind}", decode, outline if whole else None, transposed,
-        along=along, together=numbers // math.gcd(numbers, shape[1]),
+        along=along, multiple=numbers // math.gcd(numbers, shape[1]),
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def _flat(state: dict[str, Any], columns: int, dtype: torch.dtype, read: Read) -
     return Dense((table[codes[:count].long()] * spread).reshape(-1, columns).to(dtype))
 
 
-def _eight_bits(stored: Stored, module: str) -> ForeignWeight:
+def _eight_bits(stored: ForeignTensors, module: str) -> ForeignWeight:
     names = stored.names(module, {"codes": "weight", "scale": "SCB", "format": "weight_format"})
     require("codes" in names, f"{module} has scales and no weight")
     codes, scale = stored.specs[names["codes"]], stored.specs[names["scale"]]

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Read, Stored, decoded, require
+from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignTensors, ForeignWeight, Read, decoded, require
 from aicompress.checkpoint.foreign.scaling import blocks_of, real, scaled_rows, spread_words
 from aicompress.weights import Dense, Float8, TensorSpec
 from aicompress.weights.stored.float8 import DTYPES, numbers, require_numbers
@@ -22,7 +22,7 @@ ALONG = {"weight": 0, "scale": 0}
 ADDED, INSTEAD = ("_scale_inv", "_scale"), ("scale", "scale_weight", "scale_inv")
 
 
-def scale_of(stored: Stored, name: str) -> str | None:
+def scale_of(stored: ForeignTensors, name: str) -> str | None:
     """The tensor that scales a weight; None where there is none.
 
     Raises:
@@ -36,7 +36,7 @@ def scale_of(stored: Stored, name: str) -> str | None:
     return there[0] if there else None
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Float8 tensors that have a scale."""
     recognized: dict[str, ForeignWeight] = {}
     for name, spec in stored.specs.items():
@@ -46,7 +46,7 @@ def weights(stored: Stored) -> dict[str, ForeignWeight]:
     return recognized
 
 
-def _weight(stored: Stored, name: str, scale: str) -> ForeignWeight:
+def _weight(stored: ForeignTensors, name: str, scale: str) -> ForeignWeight:
     spec, scales = stored.specs[name], stored.specs[scale].shape
     given = stored.settings.get("weight_block_size")
     block = (int(given[0]), int(given[1])) if given else None
@@ -68,12 +68,12 @@ def _weight(stored: Stored, name: str, scale: str) -> ForeignWeight:
     if str(spec.dtype).removeprefix("torch.") not in DTYPES:
         decode_plain = partial(_decode, grid[1], spread, stored.dtype, zeros)
         return ForeignWeight(
-            dense, names, words, decode_plain, transposed=transposed, along=ALONG, together=own[0] or 1
+            dense, names, words, decode_plain, transposed=transposed, along=ALONG, multiple=own[0] or 1
         )
     held = (_scale_dtype(stored.specs[scale].dtype), grid)
     outline = Float8.outline(shape, spec.dtype, held, own)
     decode_kept = partial(_kept, held, own, zeros)
-    return ForeignWeight(dense, names, words, decode_kept, outline, transposed, along=ALONG, together=own[0] or 1)
+    return ForeignWeight(dense, names, words, decode_kept, outline, transposed, along=ALONG, multiple=own[0] or 1)
 
 
 def _scale_dtype(dtype: torch.dtype) -> torch.dtype:

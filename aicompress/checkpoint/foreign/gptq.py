@@ -15,9 +15,9 @@ from torch import Tensor
 
 from aicompress.checkpoint.foreign.layout import (
     ForeignLayout,
+    ForeignTensors,
     ForeignWeight,
     Read,
-    Stored,
     decoded,
     modules_with,
     require,
@@ -54,7 +54,7 @@ class Packing:
     dtype: torch.dtype
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Modules with `qweight`, `qzeros` and `scales`, as many codes wide as there are scales."""
     recognized: dict[str, ForeignWeight] = {}
     for module in modules_with(stored.specs, "qweight"):
@@ -67,22 +67,22 @@ def weights(stored: Stored) -> dict[str, ForeignWeight]:
     return recognized
 
 
-def _weight(stored: Stored, module: str, names: dict[str, str]) -> ForeignWeight:
+def _weight(stored: ForeignTensors, module: str, names: dict[str, str]) -> ForeignWeight:
     packing = _packing(stored, names)
     out, columns = packing.shape
     dense, transposed = stored.dense(weight_of(module), packing.shape)
     words = f"gptq, {packing.bits}-bit"
     if not packing.ordered:
         decode, words = partial(_decode, packing), f"{words}, columns in another order"
-        return ForeignWeight(dense, names, words, decode, None, transposed, along=ALONG, together=WORD)
+        return ForeignWeight(dense, names, words, decode, None, transposed, along=ALONG, multiple=WORD)
     groups = -(-columns // (packing.group_size or columns))
     scale = (stored.specs[names["scale"]].dtype, (out, groups))
     outline = IntGrouped.outline(packing.shape, scale, packing.symmetric, packing.bits, packing.group_size)
     decode_integers = partial(_integers, packing)
-    return ForeignWeight(dense, names, words, decode_integers, outline, transposed, along=ALONG, together=WORD)
+    return ForeignWeight(dense, names, words, decode_integers, outline, transposed, along=ALONG, multiple=WORD)
 
 
-def _packing(stored: Stored, names: dict[str, str]) -> Packing:
+def _packing(stored: ForeignTensors, names: dict[str, str]) -> Packing:
     """How a weight is packed, from its tensors' shapes and the settings.
 
     Raises:

@@ -32,7 +32,7 @@ class ForeignWeight:
         extra: role -> name of tensors of other files, such as an adapter's, or of other parameters.
         along: role -> axis along which its tensor has the matrix's rows, in proportion; the others, and those of one
             entry, belong to all rows. None where some rows cannot be decoded alone.
-        together: a block of rows begins at a multiple of it, as rows share bytes or numbers.
+        multiple: a block of rows begins at a multiple of it, as rows share bytes or numbers.
     """
 
     dense: TensorSpec
@@ -43,7 +43,7 @@ class ForeignWeight:
     transposed: bool = False
     extra: Mapping[str, str] = field(default_factory=dict)
     along: Mapping[str, int] | None = None
-    together: int = 1
+    multiple: int = 1
 
     @property
     def rows(self) -> int:
@@ -72,7 +72,7 @@ class ForeignWeight:
 
 
 @dataclass(frozen=True)
-class Stored:
+class ForeignTensors:
     """What a layout looks at: headers and JSON, and the few small tensors that it has to read before it knows shapes.
 
     Attributes:
@@ -112,7 +112,7 @@ class ForeignLayout:
 
     name: str
     methods: tuple[str, ...]
-    weights: Callable[[Stored], dict[str, ForeignWeight]]
+    weights: Callable[[ForeignTensors], dict[str, ForeignWeight]]
 
 
 def modules_with(specs: Mapping[str, TensorSpec], suffix: str) -> list[str]:

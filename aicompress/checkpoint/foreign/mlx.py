@@ -19,9 +19,9 @@ from torch import Tensor
 from aicompress.checkpoint.foreign import fp4
 from aicompress.checkpoint.foreign.layout import (
     ForeignLayout,
+    ForeignTensors,
     ForeignWeight,
     Read,
-    Stored,
     decoded,
     modules_with,
     require,
@@ -39,7 +39,7 @@ SCALES = {"mxfp4": torch.bfloat16, "nvfp4": torch.float32}  # hold what the byte
 
 
 @dataclass(frozen=True)
-class Scheme:
+class MlxScheme:
     """How a module is quantized: mode, bits of a code, columns of a group."""
 
     mode: str
@@ -47,7 +47,7 @@ class Scheme:
     size: int
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], module: str) -> Scheme:
+    def of(cls, settings: Mapping[str, Any], module: str) -> MlxScheme:
         """A module's own scheme, or else that of all."""
         own = settings.get(module)
         given = own if isinstance(own, dict) else settings
@@ -60,7 +60,7 @@ class Scheme:
         return cls(mode, bits, size)
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Modules with `scales` beside a `weight` of words."""
     recognized: dict[str, ForeignWeight] = {}
     for module in modules_with(stored.specs, ROLES["scale"]):
@@ -72,8 +72,8 @@ def weights(stored: Stored) -> dict[str, ForeignWeight]:
     return recognized
 
 
-def _weight(stored: Stored, module: str, names: dict[str, str]) -> ForeignWeight:
-    scheme = Scheme.of(stored.settings, module)
+def _weight(stored: ForeignTensors, module: str, names: dict[str, str]) -> ForeignWeight:
+    scheme = MlxScheme.of(stored.settings, module)
     (rows, words), scale = stored.specs[names["packed"]].shape, stored.specs[names["scale"]]
     columns = words * WORD // scheme.bits
     fits = columns * scheme.bits == words * WORD and scale.shape == (rows, columns // scheme.size)
@@ -94,11 +94,11 @@ def _weight(stored: Stored, module: str, names: dict[str, str]) -> ForeignWeight
     return ForeignWeight(dense, names, _words(scheme), decode, outline, transposed, along=along)
 
 
-def _words(scheme: Scheme) -> str:
+def _words(scheme: MlxScheme) -> str:
     return f"mlx, {scheme.bits}-bit" if scheme.mode == "affine" else f"mlx, {scheme.mode}"
 
 
-def _affine(scheme: Scheme, dtype: torch.dtype, read: Read) -> Dense:
+def _affine(scheme: MlxScheme, dtype: torch.dtype, read: Read) -> Dense:
     packed, scale, bias = read("packed").view(torch.int32), read("scale").float(), read("bias").float()
     columns = scale.shape[1] * scheme.size
 
@@ -115,7 +115,7 @@ def _codebook(mode: str, read: Read) -> Codebook:
     return fp4.codebook(read("packed"), levels.to(SCALES[mode]))
 
 
-def _float8(scheme: Scheme, dtype: torch.dtype, read: Read) -> Dense:
+def _float8(scheme: MlxScheme, dtype: torch.dtype, read: Read) -> Dense:
     packed, scale = read("packed"), real(read("scale"))
     columns = scale.shape[1] * scheme.size
 

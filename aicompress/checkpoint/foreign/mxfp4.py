@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.foreign import fp4
 from aicompress.checkpoint.foreign.float8 import scale_of
-from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Read, Stored, require, weight_of
+from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignTensors, ForeignWeight, Read, require, weight_of
 from aicompress.checkpoint.foreign.scaling import real
 from aicompress.weights import Codebook, Dense, TensorSpec
 
@@ -22,7 +22,7 @@ EXPONENTS = (torch.uint8, torch.float8_e8m0fnu)
 SCALES = torch.bfloat16  # holds every power of two that eight bits of exponent mean
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Stacks of experts by their `_blocks`, matrices by the width of their scales."""
     recognized: dict[str, ForeignWeight] = {}
     for name, spec in stored.specs.items():
@@ -41,7 +41,7 @@ def weights(stored: Stored) -> dict[str, ForeignWeight]:
     return recognized
 
 
-def _matrix(stored: Stored, parameter: str, packed: str, scale: str) -> ForeignWeight:
+def _matrix(stored: ForeignTensors, parameter: str, packed: str, scale: str) -> ForeignWeight:
     rows, width = stored.specs[packed].shape
     outline = fp4.outline(rows, 2 * width, 2 * width // GROUP, SCALES)
     names = {"packed": packed, "scale": scale}
@@ -53,7 +53,7 @@ def _codebook(read: Read) -> Codebook:
     return fp4.codebook(read("packed"), real(read("scale")).to(SCALES))
 
 
-def _experts(stored: Stored, name: str) -> ForeignWeight:
+def _experts(stored: ForeignTensors, name: str) -> ForeignWeight:
     experts, out, groups, size = stored.specs[f"{name}_blocks"].shape
     scales = stored.specs[f"{name}_scales"]
     fits = scales.shape == (experts, out, groups) and scales.dtype in EXPONENTS and size * 2 == GROUP

@@ -9,7 +9,14 @@ from dataclasses import replace
 
 import torch
 
-from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Read, Stored, modules_with, weight_of
+from aicompress.checkpoint.foreign.layout import (
+    ForeignLayout,
+    ForeignTensors,
+    ForeignWeight,
+    Read,
+    modules_with,
+    weight_of,
+)
 from aicompress.checkpoint.foreign.scaling import real
 from aicompress.weights import Codebook
 from aicompress.weights.coding.packing import unpack_rows
@@ -21,7 +28,7 @@ ROLES = {"packed": "weight_packed", "scale": "weight_scale"}
 SCALES = torch.bfloat16
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Packed bytes that are six bits wide for the groups of their scales."""
     recognized: dict[str, ForeignWeight] = {}
     for module in modules_with(stored.specs, "weight_packed"):

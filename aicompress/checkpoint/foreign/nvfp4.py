@@ -13,9 +13,9 @@ import torch
 from aicompress.checkpoint.foreign import fp4
 from aicompress.checkpoint.foreign.layout import (
     ForeignLayout,
+    ForeignTensors,
     ForeignWeight,
     Read,
-    Stored,
     modules_with,
     require,
     weight_of,
@@ -25,7 +25,7 @@ from aicompress.weights import Codebook
 GROUP = 16
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Modules that have a scale for the tensor beside the scales of its groups."""
     recognized: dict[str, ForeignWeight] = {}
     for suffix, packed, divides in (
@@ -40,7 +40,7 @@ def weights(stored: Stored) -> dict[str, ForeignWeight]:
     return recognized
 
 
-def _weight(stored: Stored, module: str, names: dict[str, str], divides: bool) -> ForeignWeight:
+def _weight(stored: ForeignTensors, module: str, names: dict[str, str], divides: bool) -> ForeignWeight:
     packed, scale, whole = (stored.specs[names[role]] for role in ("packed", "scale", "whole"))
     rows, width = packed.shape
     groups = 2 * width // GROUP

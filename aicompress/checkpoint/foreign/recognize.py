@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Stored
+from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignTensors, ForeignWeight
 from aicompress.discovery import members
 from aicompress.errors import CheckpointError, Unsupported, first_line
 from aicompress.weights import TensorSpec
@@ -38,7 +38,7 @@ def methods() -> list[str]:
     return sorted({method for layout in layouts().values() for method in layout.methods})
 
 
-def foreign_weights(stored: Stored, method: str | None, where: str) -> dict[str, ForeignWeight]:
+def foreign_weights(stored: ForeignTensors, method: str | None, where: str) -> dict[str, ForeignWeight]:
     """The weights that foreign layouts recognize, by parameter.
 
     Args:

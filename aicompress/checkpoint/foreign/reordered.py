@@ -8,9 +8,9 @@ import torch
 
 from aicompress.checkpoint.foreign.layout import (
     ForeignLayout,
+    ForeignTensors,
     ForeignWeight,
     Read,
-    Stored,
     decoded,
     modules_with,
     require,
@@ -28,12 +28,12 @@ ROLES = {
 }
 
 
-def weights(stored: Stored) -> dict[str, ForeignWeight]:
+def weights(stored: ForeignTensors) -> dict[str, ForeignWeight]:
     """Modules with `weight_g_idx`."""
     return {weight_of(module): _weight(stored, module) for module in modules_with(stored.specs, "weight_g_idx")}
 
 
-def _weight(stored: Stored, module: str) -> ForeignWeight:
+def _weight(stored: ForeignTensors, module: str) -> ForeignWeight:
     names = stored.names(module, ROLES)
     require({"codes", "scale", "groups", "shape"} <= set(names), f"{module} lacks tensors")
     out, columns = (int(size) for size in stored.read(names["shape"]).tolist())
@@ -49,7 +49,7 @@ def _weight(stored: Stored, module: str) -> ForeignWeight:
     dense, transposed = stored.dense(weight_of(module), (out, columns))
     words, decode = f"{bits}-bit, columns in another order", partial(_decode, columns, bits, stored.dtype, names)
     along: dict[str, int] = {role: 0 for role in ("codes", "scale", "zeros") if role in names}
-    return ForeignWeight(dense, names, words, decode, None, transposed, along=along, together=WORD)
+    return ForeignWeight(dense, names, words, decode, None, transposed, along=along, multiple=WORD)
 
 
 def _decode(columns: int, bits: int, dtype: torch.dtype, names: dict[str, str], read: Read) -> Dense:

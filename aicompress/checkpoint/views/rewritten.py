@@ -100,9 +100,9 @@ class RewrittenCheckpoint(Checkpoint):
         """A tensor in its own dtype, changed."""
         return self.exact(name).to(self.tensors[name].spec.dtype) if name in self.changes else super().read(name)
 
-    def rows_together(self, parameter: str) -> int:
+    def row_multiple(self, parameter: str) -> int:
         """As of the file; all of a changed parameter is read to change some of it."""
-        return 0 if parameter in self.changes else super().rows_together(parameter)
+        return 0 if parameter in self.changes else super().row_multiple(parameter)
 
     def is_plain(self, parameter: str) -> bool:
         """Whether a file holds a parameter as it is read."""

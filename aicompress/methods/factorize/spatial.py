@@ -53,12 +53,12 @@ def rearranged(info: LayerInfo) -> LayerInfo:
     return replace(info, shape=(out * wide, channels * high))
 
 
-class BlockConfig(SpatialConfig):
+class SpatialBlockConfig(SpatialConfig):
     """Parameters for some rows of a layer: those of svd for the same rows of the matrix."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    rows: svd.BlockConfig
+    rows: svd.SvdBlockConfig
 
 
 def turned(read: Callable[[], Layer]) -> Layer:
@@ -75,7 +75,7 @@ def apply(layer: Layer, config: SpatialConfig) -> Weight:
     if not suits(layer.info):
         return sizes.kept_dense(layer)
     matrix = turned(lambda: layer)
-    if isinstance(config, BlockConfig):
+    if isinstance(config, SpatialBlockConfig):
         found = svd.of_rows(matrix, config.rows)
     else:
         found = sizes.stored(matrix, config, partial(decomposition.factors, matrix.weight, seed=layer.seed))
@@ -85,14 +85,14 @@ def apply(layer: Layer, config: SpatialConfig) -> Weight:
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: SpatialConfig) -> list[SpatialConfig]:
     """A config for each block of rows, with what all rows of the matrix gave."""
     configs = svd.of_blocks(rearranged(info), [partial(turned, read) for read in blocks], config)
-    return [BlockConfig.model_construct(**dict(config), rows=rows) for rows in configs]
+    return [SpatialBlockConfig.model_construct(**dict(config), rows=rows) for rows in configs]
 
 
 def outline(info: LayerInfo, config: SpatialConfig) -> Weight:
     """The stored weight without data."""
     if not suits(info):
         return Dense.outline(info.shape, info.dtype)
-    rows = config.rows if isinstance(config, BlockConfig) else None
+    rows = config.rows if isinstance(config, SpatialBlockConfig) else None
     found = sizes.outline(rearranged(info), config) if rows is None else svd.outline(rearranged(info), rows)
     return _convolutions(info, found) if isinstance(found, LowRank) else Dense.outline(info.shape, info.dtype)
 

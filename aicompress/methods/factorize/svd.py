@@ -49,7 +49,7 @@ class SvdConfig(RankConfig):
     name: Literal["svd"] = "svd"
 
 
-class BlockConfig(SvdConfig):
+class SvdBlockConfig(SvdConfig):
     """Parameters for some rows of a layer, with what all of them gave; without an inner factor they stay dense.
 
     Attributes:
@@ -67,12 +67,12 @@ class BlockConfig(SvdConfig):
 
 def apply(layer: Layer, config: SvdConfig) -> Weight:
     """Factorize one layer, or keep it dense where the factors would not be smaller."""
-    if isinstance(config, BlockConfig):
+    if isinstance(config, SvdBlockConfig):
         return of_rows(layer, config)
     return stored(layer, config, partial(factors, layer.weight, seed=layer.seed))
 
 
-def of_rows(layer: Layer, config: BlockConfig) -> Weight:
+def of_rows(layer: Layer, config: SvdBlockConfig) -> Weight:
     """Factors of some rows of a layer, or these as they are."""
     if config.inner is None:
         return kept_dense(layer)
@@ -86,16 +86,16 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: SvdC
     return [*of_blocks(info, blocks, config)]
 
 
-def of_blocks(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: RankConfig) -> list[BlockConfig]:
+def of_blocks(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: RankConfig) -> list[SvdBlockConfig]:
     """The same for any method whose matrix has these blocks; how often they are read is said in `streamed`."""
     rank = resolved_rank(info, config)
     if not shrinks(info, rank):
-        return [BlockConfig.model_construct(**dict(config))] * len(blocks)
+        return [SvdBlockConfig.model_construct(**dict(config))] * len(blocks)
     found = streamed.factors(_rows(info, blocks), rank, blocks[0]().seed)
     inner = found.inner.to(factor_dtype(info)).contiguous()
     if found.right is not None:
-        return [BlockConfig.model_construct(**dict(config), inner=inner, right=found.right)] * len(blocks)
-    return [BlockConfig.model_construct(**dict(config), inner=inner, out=out) for out in found.out]
+        return [SvdBlockConfig.model_construct(**dict(config), inner=inner, right=found.right)] * len(blocks)
+    return [SvdBlockConfig.model_construct(**dict(config), inner=inner, out=out) for out in found.out]
 
 
 def _rows(info: LayerInfo, blocks: Sequence[Callable[[], Layer]]) -> streamed.Rows:
@@ -108,7 +108,7 @@ def _weight(read: Callable[[], Layer]) -> Tensor:
 
 def outline(info: LayerInfo, config: SvdConfig) -> Weight:
     """The stored weight without data, or that of a block of rows."""
-    if not isinstance(config, BlockConfig):
+    if not isinstance(config, SvdBlockConfig):
         return sizes.outline(info, config)
     if config.inner is None:
         return Dense.outline(info.shape, info.dtype)

@@ -24,8 +24,8 @@ from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
 from aicompress.methods.prune.masks.calibrated import (
-    Aim,
     CalibratedConfig,
+    SurvivorAim,
     check,
     describe,
     finished,
@@ -91,7 +91,7 @@ def together(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
     deviation = deviation.float()
     weights: list[Weight] = []
     for stack in stacks(layers):
-        aims = [Aim(target, plain) for target in targets[len(weights) : len(weights) + len(stack)]]
+        aims = [SurvivorAim(target, plain) for target in targets[len(weights) : len(weights) + len(stack)]]
         roughs = [Rough.of(layer, config) for layer in stack]
         values = split(torch.cat([aim.target for aim in aims]) * deviation, scaled, roughs, config)
         parts = torch.split(values, [len(aim.target) for aim in aims])

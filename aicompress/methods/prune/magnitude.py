@@ -57,7 +57,7 @@ class MagnitudeConfig(SparsityConfig):
     name: Literal["magnitude"] = "magnitude"
 
 
-class BlockConfig(MagnitudeConfig):
+class MagnitudeBlockConfig(MagnitudeConfig):
     """Parameters for some rows of a layer, with what all rows decide.
 
     Attributes:
@@ -78,7 +78,7 @@ def scores(layer: Layer, config: MagnitudeConfig) -> Tensor:
 
 def apply(layer: Layer, config: MagnitudeConfig) -> Weight:
     """Prune one layer, or some rows of one."""
-    threshold = config.threshold if isinstance(config, BlockConfig) else None
+    threshold = config.threshold if isinstance(config, MagnitudeBlockConfig) else None
     return masked(layer, choose(layer, scores(layer, config), config, threshold), config)
 
 
@@ -87,7 +87,7 @@ permuted = permuting(apply, scores)
 
 def pruned(layer: Layer, config: MagnitudeConfig) -> Weight:
     """Prune one layer, or some rows of one, in the order of its inputs that its config asks for."""
-    if isinstance(config, BlockConfig) and config.order is not None:
+    if isinstance(config, MagnitudeBlockConfig) and config.order is not None:
         return pruned_in_order(apply, layer, config, config.order)
     return permuted(layer, config)
 
@@ -106,7 +106,7 @@ def independent(config: MagnitudeConfig) -> bool:
     return 32 % config.tile[0] == 0
 
 
-def together(config: MagnitudeConfig) -> int:
+def multiple(config: MagnitudeConfig) -> int:
     """Rows whose groups of an N:M mask fill whole words, whatever the number of columns."""
     if config.pattern is None or config.store == "dense":
         return 1
@@ -126,7 +126,7 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Magn
     if keep.group is not None and config.permutation:
         parts = [partial(_scores, read, config) for read in blocks]
         order = regrouped(parts, info.shape[0], *keep.group, config.permutation, blocks[0]().seed)
-        return [BlockConfig.model_construct(**dict(config), order=order) for _ in blocks]
+        return [MagnitudeBlockConfig.model_construct(**dict(config), order=order) for _ in blocks]
     if keep.group is not None:
         return [config.model_copy() for _ in blocks]  # so many bytes of a mask are no share of the whole's
     if keep.per_row or not keep.kept:
@@ -138,7 +138,7 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Magn
 
     found = global_cut([partial(tiles, read) for read in blocks], keep.kept // area)
     given = {**dict(config), "sparsity": None, "threshold": found.threshold}
-    return [BlockConfig.model_construct(**{**given, "kept": count * area}) for count in found.counts]
+    return [MagnitudeBlockConfig.model_construct(**{**given, "kept": count * area}) for count in found.counts]
 
 
 def _scores(read: Callable[[], Layer], config: MagnitudeConfig) -> Tensor:
@@ -154,7 +154,7 @@ METHOD = LayerMethod(
     apply=pruned,
     outline=outline,
     stacks=True,
-    row_wise=RowWise(independent, divided=divided, together=together),
+    row_wise=RowWise(independent, divided=divided, multiple=multiple),
     check=check,
     allocates=Allocates(resolve),
     describe=describe,

@@ -21,8 +21,8 @@ from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
 from aicompress.methods.prune.masks.calibrated import (
-    Aim,
     CalibratedConfig,
+    SurvivorAim,
     check,
     describe,
     finished,
@@ -119,7 +119,9 @@ def together(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
     hessian.diagonal().copy_(diagonal)
     weights: list[Weight] = []
     for stack in stacks(layers):
-        aims = [Aim(shifted(layer, config.shift, lambda x: x @ factor.t() @ factor), hessian) for layer in stack]
+        aims = [
+            SurvivorAim(shifted(layer, config.shift, lambda x: x @ factor.t() @ factor), hessian) for layer in stack
+        ]
         rows = [len(aim.target) for aim in aims]
         there = torch.cat([present(layer) for layer in stack])
         sweep = PruningSweep(factor, beside([chooser(layer, config) for layer in stack], rows), there, span_of(config))

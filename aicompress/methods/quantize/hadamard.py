@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads, Rotates
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.grid.orthogonal import Rotation, rotation
+from aicompress.methods.quantize.grid.orthogonal import OrthogonalMatrix, rotation
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of, base_shift
 from aicompress.weights import Weight
 
@@ -74,7 +74,7 @@ def apply(layer: Layer, config: HadamardConfig) -> Weight:
     return method.apply(layer, base)
 
 
-def residual_rotation(width: int, centred: bool, seed: int) -> Rotation:
+def residual_rotation(width: int, centred: bool, seed: int) -> OrthogonalMatrix:
     """A random rotation of a residual stream."""
     return rotation(width, centred, torch.Generator().manual_seed(seed))
 

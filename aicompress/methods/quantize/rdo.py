@@ -87,7 +87,7 @@ def _weight(read: Callable[[], Layer]) -> Tensor:
     return read().weight
 
 
-def together(config: RdoConfig) -> int:
+def multiple(config: RdoConfig) -> int:
     """Rows after which the states of a trellis start anew."""
     return BLOCK if config.quantizer == "trellis" else 1
 
@@ -106,7 +106,7 @@ METHOD = LayerMethod(
     needs=frozenset({"norms"}),
     reading=Reads(statistics=lambda config: frozenset({"norms"} if config.weighted else ())),
     apply=apply,
-    row_wise=RowWise(lambda config: not config.weighted, divided=divided, together=together, exact=False),
+    row_wise=RowWise(lambda config: not config.weighted, divided=divided, multiple=multiple, exact=False),
     outline=outline,
     check=check,
     describe=describe,

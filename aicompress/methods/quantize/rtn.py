@@ -35,14 +35,14 @@ from aicompress.methods.quantize.grid.rounding import (
 )
 from aicompress.methods.quantize.grid.scales import stored_scale_dtype
 from aicompress.methods.quantize.grid.totals import Blocks, Total, of_groups, of_matrix, range_of_matrix
-from aicompress.methods.quantize.grid.widths import Bits, WidthConfig, resolve, searched
+from aicompress.methods.quantize.grid.widths import Bits, CodeWidthConfig, resolve, searched
 from aicompress.weights import IntGrouped, Weight
 
 PRESET = re.compile(r"W([2-8])A(16|8)(?:G(\d+))?")
 STEPS = 40  # clips that the search for the range of least error tries
 
 
-class RtnConfig(WidthConfig):
+class RtnConfig(CodeWidthConfig):
     """Parameters of rtn."""
 
     model_config = ConfigDict(
@@ -118,7 +118,7 @@ def outline(info: LayerInfo, config: RtnConfig) -> Weight:
     return replace(integer.outline(info, config), activation_bits=config.activation_bits)
 
 
-class BlockConfig(RtnConfig):
+class RtnBlockConfig(RtnConfig):
     """Parameters for some rows of a layer, with the scale and zero point of all of it, (1, 1)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -134,7 +134,7 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: RtnC
         Refused: its values are too large for the scale's dtype.
     """
     scale, zero = shared_grid(info, [partial(_weight, read) for read in blocks], config)
-    return [BlockConfig.model_construct(**dict(config), scale=scale, zero=zero)] * len(blocks)
+    return [RtnBlockConfig.model_construct(**dict(config), scale=scale, zero=zero)] * len(blocks)
 
 
 def _weight(read: Callable[[], Layer]) -> Tensor:
@@ -157,7 +157,7 @@ def apply(layer: Layer, config: RtnConfig) -> Weight:
     """
     group = shared_columns(config)
     if config.granularity == "tensor":
-        if isinstance(config, BlockConfig):
+        if isinstance(config, RtnBlockConfig):
             scale, zero = config.scale, config.zero
         else:
             scale, zero = shared_grid(layer.info, [lambda: layer.weight], config)

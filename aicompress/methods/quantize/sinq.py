@@ -60,7 +60,7 @@ def outline(info: LayerInfo, config: SinqConfig) -> Weight:
     return ColumnScaled.outline(integer_outline(info, config), stored_scale_dtype(config, info.dtype))
 
 
-class BlockConfig(SinqConfig):
+class SinqBlockConfig(SinqConfig):
     """Parameters for some rows of a layer, with the factors of the whole layer's columns.
 
     Attributes:
@@ -93,13 +93,13 @@ def _same(weight: Tensor) -> Tensor:
     return weight
 
 
-def for_blocks(info: LayerInfo, blocks: Blocks, config: SinqConfig) -> BlockConfig:
+def for_blocks(info: LayerInfo, blocks: Blocks, config: SinqConfig) -> SinqBlockConfig:
     """The config with what all rows share."""
     factors = column_factors(blocks, info.shape, config.iterations)
     by, grid = factors.to(stored_scale_dtype(config, info.dtype)).float(), None
     if config.granularity == "tensor":
         grid = shared_grid(info, [partial(_divided, read, by) for read in blocks], config)
-    return BlockConfig.model_construct(**dict(config), factors=factors, grid=grid)
+    return SinqBlockConfig.model_construct(**dict(config), factors=factors, grid=grid)
 
 
 def _divided(read: Callable[[], Tensor], by: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def apply(layer: Layer, config: SinqConfig) -> Weight:
     """
     dtype = stored_scale_dtype(config, layer.info.dtype)
     weight = layer.weight.contiguous()
-    own = config if isinstance(config, BlockConfig) else for_blocks(layer.info, [lambda: weight], config)
+    own = config if isinstance(config, SinqBlockConfig) else for_blocks(layer.info, [lambda: weight], config)
     columns = own.factors.to(dtype)
     normal = weight / columns.float()
     return ColumnScaled(encoded(layer.info, normal, config, *(own.grid or grids_of(normal, config, dtype))), columns)

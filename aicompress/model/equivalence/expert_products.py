@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from aicompress.layer import Experts
+from aicompress.layer import MergedExperts
 from aicompress.model.blocks.expert_inputs import product_of
 from aicompress.model.equivalence.search import each_kind
 from aicompress.model.loading.partial_model import PartialModel
@@ -19,7 +19,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.seen: dict[str, Experts | None] = {}
+        self.seen: dict[str, MergedExperts | None] = {}
         self._names = {tensor.untyped_storage().data_ptr(): name for name, tensor in parameters.items()}
         self._sizes = {name: tensor.numel() for name, tensor in parameters.items()}
 
@@ -32,13 +32,13 @@ class _Watch(TorchFunctionMode):
             name = self._names.get(weight.untyped_storage().data_ptr())
             rows, columns = weight.shape[-2:]
             if name is not None and self._sizes[name] > rows * columns:
-                experts = Experts(self._sizes[name] // (rows * columns), transposed)
+                experts = MergedExperts(self._sizes[name] // (rows * columns), transposed)
                 same = self.seen.setdefault(name, experts) == experts
                 self.seen[name] = experts if same else None
         return function(*args, **(kwargs or {}))
 
 
-def _watched(block: nn.Module, run: Callable[[], Any]) -> dict[str, Experts]:
+def _watched(block: nn.Module, run: Callable[[], Any]) -> dict[str, MergedExperts]:
     """The parameters of a block that hold experts."""
     parameters = {name: tensor for name, tensor in block.named_parameters() if tensor.ndim in (2, 3)}
     with _Watch(parameters) as watch:
@@ -46,7 +46,7 @@ def _watched(block: nn.Module, run: Callable[[], Any]) -> dict[str, Experts]:
     return {name: experts for name, experts in watch.seen.items() if experts is not None}
 
 
-def expert_products(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> dict[str, Experts]:
+def expert_products(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> dict[str, MergedExperts]:
     """The experts that parameters hold whose products can be watched, by name in the checkpoint.
 
     Args:

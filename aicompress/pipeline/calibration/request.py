@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.layer import Experts, LayerInfo
+from aicompress.layer import LayerInfo, MergedExperts
 from aicompress.methods.method import MethodConfig
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
@@ -82,7 +82,7 @@ class Step(Given, Protocol):
     def layers(self) -> Sequence[SelectedLayer]: ...
 
 
-def experts_of(plan: Step) -> dict[str, Experts]:
+def experts_of(plan: Step) -> dict[str, MergedExperts]:
     """The experts that parameters hold which are compressed one by one, by name of the parameter."""
     return {layer.info.tensor: own for layer in plan.layers if (own := layer.info.experts) is not None}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.layer import Experts, Layer, LayerInfo
+from aicompress.layer import Layer, LayerInfo, MergedExperts
 from aicompress.measure import rel_error, relative, squared_sums
 from aicompress.methods.factors import (
     inner_metric,
@@ -51,7 +51,7 @@ class LayerStatistics:
     gradients: GradientStats | None = None
     movement: Tensor | None = None
 
-    def of_expert(self, experts: Experts, number: int) -> LayerStatistics:
+    def of_expert(self, experts: MergedExperts, number: int) -> LayerStatistics:
         """The statistics of one of the experts that a layer holds."""
         inputs = None if self.inputs is None else self.inputs.experts[number]
         return LayerStatistics(
@@ -135,7 +135,7 @@ class Compression:
                 rows.append(noted(row, TURNED_NOTE) if moves else row)
         return old.with_parts(factors), rows
 
-    def _experts(self, job: LayerPlan, experts: Experts, known: LayerStatistics) -> tuple[Weight, LayerRow]:
+    def _experts(self, job: LayerPlan, experts: MergedExperts, known: LayerStatistics) -> tuple[Weight, LayerRow]:
         """Compress the experts that a parameter holds, each by itself; one is in memory at a time."""
         assert job.config is not None
         weights: list[Weight] = []

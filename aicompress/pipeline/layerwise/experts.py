@@ -10,7 +10,7 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import CompressError
-from aicompress.layer import Experts, Layer, LayerInfo
+from aicompress.layer import Layer, LayerInfo, MergedExperts
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.zeros import mask_of
@@ -30,7 +30,7 @@ class Divisible:
         why: why those that it lacks cannot be divided, in a few words; by name of the parameter.
     """
 
-    experts: Mapping[str, Experts]
+    experts: Mapping[str, MergedExperts]
     why: Mapping[str, str]
     decoded: frozenset[str] = frozenset()
 
@@ -64,7 +64,7 @@ def divisible(step: Given, method: AnyLayerMethod, chosen: Sequence[LayerInfo]) 
     made = _made(checkpoint, method, {name: each.pop(name) for name in parts & each.keys()})
     if not each:
         return made
-    seen: Mapping[str, Experts] = {}
+    seen: Mapping[str, MergedExperts] = {}
     reads = any(method.reads(config) for config in each.values())
     if reads:
         from aicompress.model.equivalence.expert_products import expert_products
@@ -93,28 +93,28 @@ def divisible(step: Given, method: AnyLayerMethod, chosen: Sequence[LayerInfo]) 
     return Divisible(experts, why, frozenset(decoded))
 
 
-def _lying(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Experts:
+def _lying(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> MergedExperts:
     """Experts as they are stored, or as a tensor of three axes holds them."""
     outline = checkpoint.outline(name)
     if isinstance(outline, PerExpert):
-        return Experts(len(outline.weights), outline.transposed)
-    return Experts(shape[0])
+        return MergedExperts(len(outline.weights), outline.transposed)
+    return MergedExperts(shape[0])
 
 
 def _made(checkpoint: Checkpoint, method: AnyLayerMethod, factors: Mapping[str, MethodConfig]) -> Divisible:
     """Those whose experts are several parts each, such as factors; calibration sees no inputs of these."""
-    experts: dict[str, Experts] = {}
+    experts: dict[str, MergedExperts] = {}
     why: dict[str, str] = {}
     for name, config in factors.items():
         outline = checkpoint.outline(name)
         if method.reads(config) or not isinstance(outline, PerExpert):
             why[name] = "calibration sees the inputs of whole experts, and these are parts of them"
         else:
-            experts[name] = Experts(len(outline.weights))
+            experts[name] = MergedExperts(len(outline.weights))
     return Divisible(experts, why)
 
 
-def _forms(stored: Weight | None, experts: Experts) -> Sequence[Weight | None] | None:
+def _forms(stored: Weight | None, experts: MergedExperts) -> Sequence[Weight | None] | None:
     """The forms of single experts in the input; None where theirs cannot be divided."""
     if stored is None:
         return [None] * experts.count
@@ -164,8 +164,8 @@ def reader(checkpoint: Checkpoint, info: LayerInfo, seed: int) -> Callable[[int]
     experts, infos = info.experts, infos_of(info)
     assert experts is not None
     step = info.tensor_shape[0] // experts.count
-    together = checkpoint.rows_together(info.tensor)
-    alone = info.tensor not in checkpoint.manifest.entries and together > 0 and step % together == 0
+    multiple = checkpoint.row_multiple(info.tensor)
+    alone = info.tensor not in checkpoint.manifest.entries and multiple > 0 and step % multiple == 0
     whole = None if alone else checkpoint.weight(info.tensor)
     whole = whole.parts()[info.part] if info.part and whole is not None else whole
     if whole is not None and info.outline is None:  # decoded for new codes

@@ -50,7 +50,7 @@ AHEAD = 4  # parameters begun before the first of them is finished
 
 
 @dataclass(frozen=True)
-class Sums:
+class ErrorSums:
     """What a block adds to its layer's row.
 
     Attributes:
@@ -68,7 +68,7 @@ class Sums:
     rounded: Rounded | None = None
 
 
-BySums: TypeAlias = dict[str, Sums]  # by parameter
+BySums: TypeAlias = dict[str, ErrorSums]  # by parameter
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,14 @@ class RowBlocks:
             elif count_not_finite(tensor):
                 self.infinite.add(name)
         self._put(name, value, rows.start)
-        return {name: Sums()}
+        return {name: ErrorSums()}
 
     def _copied_in_parts(self, name: str) -> BySums:
         """Copy a parameter of which no block of rows can be written alone."""
         checkpoint = self.compression.checkpoint
         if not copied_in_parts(checkpoint, name, self.output, self.writer, name):
             self._put(name, checkpoint.weight(name), 0)
-        return {name: Sums()}
+        return {name: ErrorSums()}
 
     def _block(self, name: str, rows: slice, job: LayerPlan, begin: Mapping[str, int]) -> BySums:
         """Read, compress and write some rows of a parameter."""
@@ -209,7 +209,7 @@ class RowBlocks:
             seconds = time.perf_counter() - start
             if measured is not None:
                 self._put(name, measured.weight, rows.start)
-                return {name: Sums(measured.error, measured.norm, seconds, is_coarse(measured.weight))}
+                return {name: ErrorSums(measured.error, measured.norm, seconds, is_coarse(measured.weight))}
         layer = row_parts.read(self.compression, job, rows)
         start = time.perf_counter()
         weight = self.compression.method.stored(layer, self.compression.method.apply(layer, job.config))
@@ -219,7 +219,7 @@ class RowBlocks:
         assert job.outline is not None
         size = outline_nbytes(job.outline) * layer.info.shape[0] // job.info.shape[0]  # its part of the layer's bytes
         rounded = self.compression.method.rounded(layer, job.config, weight, size)
-        return {name: Sums(*sums, seconds, is_coarse(weight), rounded)}
+        return {name: ErrorSums(*sums, seconds, is_coarse(weight), rounded)}
 
     def _together(self, jobs: Sequence[LayerPlan], rows: slice) -> BySums:
         """Read, compress and write the same rows of layers that share what they become."""
@@ -231,7 +231,7 @@ class RowBlocks:
         sums = {}
         for job, layer, weight in zip(jobs, layers, weights, strict=True):
             self._put(job.info.tensor, weight, rows.start)
-            sums[job.info.tensor] = Sums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight))
+            sums[job.info.tensor] = ErrorSums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight))
         return sums
 
     def _put(self, name: str, weight: Tensor | Weight, start: int, begin: Mapping[str, int] | None = None) -> None:

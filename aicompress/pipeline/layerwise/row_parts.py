@@ -31,12 +31,12 @@ def readers(compression: Compression, job: LayerPlan) -> list[Callable[[], Layer
 def slices(compression: Compression, name: str, job: LayerPlan | None) -> list[slice]:
     """The blocks of rows of a parameter: where layers are worked on together, all of theirs are one block's weights."""
     checkpoint, rows_apart = compression.checkpoint, compression.method.row_wise
-    together = 1 if job is None or rows_apart is None else rows_apart.together(job.config)
+    multiple = 1 if job is None or rows_apart is None else rows_apart.multiple(job.config)
     layers = 1 if job is None or job.group is None else len(job.group.members)
     axis, shape = axis_of(checkpoint, name, job), checkpoint.parameters()[name].shape
     along = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    stored = checkpoint.rows_together(name)
-    return blocks(along, together, BLOCK // layers, math.lcm(stored, _narrow(math.prod(along[1:]))) if axis else stored)
+    stored = checkpoint.row_multiple(name)
+    return blocks(along, multiple, BLOCK // layers, math.lcm(stored, _narrow(math.prod(along[1:]))) if axis else stored)
 
 
 def _narrow(inputs: int) -> int:
@@ -84,7 +84,7 @@ def part_of(info: LayerInfo, rows: slice) -> LayerInfo:
 def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) -> bool:
     """Whether a parameter may be done in blocks of rows: copied as it is, or compressed row by row."""
     checkpoint, method = compression.checkpoint, compression.method
-    if not checkpoint.rows_together(name):
+    if not checkpoint.row_multiple(name):
         return False
     return all(_by_rows(method, layer) for layer in layers if layer.config is not None)
 
@@ -115,19 +115,19 @@ def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     return method.row_wise.independent(layer.config)
 
 
-def blocks(shape: Sequence[int], together: int = 1, weights: int | None = None, stored: int = 1) -> list[slice]:
+def blocks(shape: Sequence[int], multiple: int = 1, weights: int | None = None, stored: int = 1) -> list[slice]:
     """Slices along the first axis of about `BLOCK` elements, or as many as are given.
 
     Args:
         shape: of a tensor.
-        together: a slice holds a multiple of so many rows; the last one holds the rest as well.
+        multiple: a slice holds a multiple of so many rows; the last one holds the rest as well.
         weights: elements of a slice.
         stored: entries of the axis that the input holds together.
     """
     row = math.prod(shape[1:])
     experts = len(shape) == 3 and row % WORD == 0 and shape[1] % WORD == 0  # each of whole words
-    each = stored if experts else math.lcm(WORD, together, stored)
+    each = stored if experts else math.lcm(WORD, multiple, stored)
     slices = row_slices(shape[0], row, BLOCK if weights is None else weights, each)
-    if together > 1 and len(slices) > 1 and slices[-1].stop - slices[-1].start < slices[0].stop:
+    if multiple > 1 and len(slices) > 1 and slices[-1].stop - slices[-1].start < slices[0].stop:
         slices[-2:] = [slice(slices[-2].start, shape[0])]  # a short one might be stored otherwise than the whole
     return slices

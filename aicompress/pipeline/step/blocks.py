@@ -37,7 +37,7 @@ def copied_in_parts(checkpoint: Checkpoint, source: str, output: Output, writer:
     names = native_names(name, stored)
     for suffix, tensor in stored.items():
         own = output.stored[name].get(names[suffix])
-        for part in [] if own is None else row_slices(tensor.length, math.prod(own.shape[1:]), BLOCK, tensor.together):
+        for part in [] if own is None else row_slices(tensor.length, math.prod(own.shape[1:]), BLOCK, tensor.multiple):
             writer.put_part(names[suffix], tensor.read(part), part.start)
     return True
 

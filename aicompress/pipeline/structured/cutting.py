@@ -76,7 +76,7 @@ class Cutting:
         stored = {disk: spec.shape for disk, spec in self.output.stored[name].items() if not disk.endswith(SHAPE)}
         lengths = [lengths[0] if lengths else 1 for lengths in stored.values()]
         alone = all(length == 1 or length % shape[axis] == 0 for length in lengths)  # no rows share an entry
-        return alone and len(shape) == 2 and bool(self.checkpoint.rows_together(change.source))
+        return alone and len(shape) == 2 and bool(self.checkpoint.row_multiple(change.source))
 
     def _write_by_rows(self, name: str) -> None:
         """Read, cut and write a parameter block by block, in the form that was planned for it."""

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from torch import Tensor
 
-from aicompress.weights.coding.models import Model, number
+from aicompress.weights.coding.models import SymbolModel, number
 from aicompress.weights.coding.quantizers import in_use
 from aicompress.weights.coding.rows import BITS_SET
 from aicompress.weights.coding.streams import PACKED_STATIC, STATIC, TRELLIS
@@ -77,7 +77,7 @@ class _Bucket:
         places: where those of a block are in the file, and how many bytes, the stream's last ones first.
     """
 
-    def __init__(self, models: list[Model], rows: int, columns: int, file: BinaryIO) -> None:
+    def __init__(self, models: list[SymbolModel], rows: int, columns: int, file: BinaryIO) -> None:
         """A bucket of which nothing is coded yet.
 
         Args:

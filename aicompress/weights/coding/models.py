@@ -13,7 +13,7 @@ Counts = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Model:
+class SymbolModel:
     """A model of one bucket's symbols.
 
     Attributes:
@@ -25,7 +25,7 @@ class Model:
     bits: int
 
     @classmethod
-    def of(cls, counts: Counts, bits: int) -> Model:
+    def of(cls, counts: Counts, bits: int) -> SymbolModel:
         """The model of least code length, nearly, for symbols that occur so often.
 
         Args:

@@ -20,13 +20,13 @@ class StoredTensor:
     Attributes:
         read: (entries; None: all) -> those of the tensor.
         length: of the axis.
-        together: a part begins at a multiple of it.
+        multiple: a part begins at a multiple of it.
         ones: how many bits are set before some entries of a bit mask, as far as that is known.
     """
 
     read: Callable[[slice | None], Tensor]
     length: int
-    together: int = 1
+    multiple: int = 1
     ones: dict[int, int] = field(default_factory=lambda: {0: 0})
 
     def ones_before(self, byte: int) -> int:
@@ -47,29 +47,29 @@ class RowStorage:
         along: suffixes of the tensors whose first axis goes along the rows, in proportion; the others, and those of one
             entry, belong to all rows.
         meta: (number of rows) -> what the form's `meta` says of so many of them.
-        together: a block of rows begins at a multiple of it, as rows share bytes or numbers.
+        multiple: a block of rows begins at a multiple of it, as rows share bytes or numbers.
     """
 
     along: frozenset[str]
     meta: Callable[[int], dict[str, Any]]
-    together: int = 1
+    multiple: int = 1
 
     @classmethod
-    def of(cls, meta: dict[str, Any], *along: str, together: int = 1) -> RowStorage:
+    def of(cls, meta: dict[str, Any], *along: str, multiple: int = 1) -> RowStorage:
         """Of a form whose `meta` names its shape, and nothing else that depends on the rows."""
         columns = meta["shape"][1]
-        return cls(frozenset(along), lambda rows: {**meta, "shape": [rows, columns]}, together)
+        return cls(frozenset(along), lambda rows: {**meta, "shape": [rows, columns]}, multiple)
 
 
-def row_slices(rows: int, width: int, most: int, together: int = 1) -> list[slice]:
+def row_slices(rows: int, width: int, most: int, multiple: int = 1) -> list[slice]:
     """Blocks of rows of about so many numbers, in order; the last one may be smaller.
 
     Args:
         rows, width: how many there are, and the numbers in each; a tensor may be empty.
         most: numbers of a block, unless fewer rows than `together` would be.
-        together: every block begins at a multiple of so many rows.
+        multiple: every block begins at a multiple of so many rows.
     """
-    step = max(1, most // max(1, width) // together) * together
+    step = max(1, most // max(1, width) // multiple) * multiple
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 

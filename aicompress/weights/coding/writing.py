@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aicompress.weights.coding.adaptive import write_adaptive
 from aicompress.weights.coding.mixed import write_mixed
-from aicompress.weights.coding.models import PRECISIONS, Model, number
+from aicompress.weights.coding.models import PRECISIONS, SymbolModel, number
 from aicompress.weights.coding.quantizers import in_use
 from aicompress.weights.coding.streams import BUCKETS, PACKED_STATIC, STATIC, TRELLIS, WITHIN
 from aicompress.weights.decoding import LANES, SYMBOLS_PER_BYTE, checksum, compiled
@@ -139,7 +139,7 @@ def static_bits(by_column: Symbols) -> float:
     return static_models(by_column, 8 <= len(by_column) <= 1 << 16)[0]
 
 
-def static_models(by_column: Symbols, several: bool) -> tuple[float, int, Any, list[list[Model]]]:
+def static_models(by_column: Symbols, several: bool) -> tuple[float, int, Any, list[list[SymbolModel]]]:
     """The static models of least bits: these, their precision, the bucket of each column and a bucket's models.
 
     Args:
@@ -147,7 +147,7 @@ def static_models(by_column: Symbols, several: bool) -> tuple[float, int, Any, l
         several: columns may have unlike models.
     """
     columns = len(by_column)
-    best: tuple[float, int, Any, list[list[Model]]] | None = None
+    best: tuple[float, int, Any, list[list[SymbolModel]]] | None = None
     for buckets in (1, 4, BUCKETS):
         if buckets > 1 and (not several or columns < 2 * buckets):
             continue
@@ -156,7 +156,7 @@ def static_models(by_column: Symbols, several: bool) -> tuple[float, int, Any, l
         for bits in PRECISIONS:
             if any((each > 0).sum(axis=1).max() > 1 << (bits - 2) for each in counts):
                 continue
-            chosen = [[Model.of(each, bits) for each in pair] for pair in counts]
+            chosen = [[SymbolModel.of(each, bits) for each in pair] for pair in counts]
             flat = [(m, c) for pair, own in zip(chosen, counts, strict=True) for m, c in zip(pair, own, strict=True)]
             size = sum(model.cost(each) + 8 * len(model.text()) for model, each in flat)
             size += 4 * columns if buckets > 1 else 0
@@ -194,7 +194,7 @@ def _buckets(by_column: Symbols, buckets: int) -> Symbols:
     return bucket
 
 
-def _bucket(matrix: Symbols, models: list[Model]) -> bytes:
+def _bucket(matrix: Symbols, models: list[SymbolModel]) -> bytes:
     """The part of a stream that one bucket of columns is."""
     columns = matrix.shape[1]
     lanes = min(LANES, max(1, matrix.size // SPAN))

@@ -162,8 +162,8 @@ def _decoded(stream: StoredTensor, symbols: Symbols) -> StoredTensor:
         codes = held.read(first // words * columns, last // words * columns)
         return pack_rows(codes.reshape(-1, columns), bits).reshape(-1)
 
-    together = bits if rows == 1 else words * (AGAIN if symbols.kind == "trellis" else 1)
-    return StoredTensor(read, length, together if bits else 1)
+    multiple = bits if rows == 1 else words * (AGAIN if symbols.kind == "trellis" else 1)
+    return StoredTensor(read, length, multiple if bits else 1)
 
 
 def require_size(stream: Tensor, symbols: Symbols) -> None:

@@ -31,9 +31,9 @@ class Masked(Weight):
     def shape(self) -> tuple[int, int]:
         return (self.mask.shape[0], self.mask.shape[1])
 
-    def rows_together(self) -> int:
+    def row_multiple(self) -> int:
         """Of a bit mask rows that end with a byte, of an N:M mask those that `row_storage` says."""
-        return super().rows_together() if self.grouping is not None else 8 // math.gcd(8, self.shape[1])
+        return super().row_multiple() if self.grouping is not None else 8 // math.gcd(8, self.shape[1])
 
     def read_mask(self, stored: StoredTensor, rows: slice) -> tuple[Tensor, slice]:
         """Some rows of a bit mask, and where what they keep lies among all that is kept.

@@ -73,8 +73,8 @@ class Sparse(Masked):
 
     def row_storage(self) -> RowStorage | None:
         """Of an N:M mask in the columns' own order: as many survivors in every row."""
-        together = rows_of_words(self.grouping)
-        return RowStorage.of(self.meta(), "", "values", together=together) if together else None
+        multiple = rows_of_words(self.grouping)
+        return RowStorage.of(self.meta(), "", "values", multiple=multiple) if multiple else None
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Weight:
         if self.grouping is not None:

@@ -102,8 +102,8 @@ class SparseCodes(Masked, Coded):
 
     def row_storage(self) -> RowStorage | None:
         """Of an N:M mask in the columns' own order: as many survivors in every row, whose codes end with a word."""
-        together, meta = rows_of_words(self.grouping), self.meta()
-        if not together:
+        multiple, meta = rows_of_words(self.grouping), self.meta()
+        if not multiple:
             return None
         each = self.codes.numel() // max(1, self.shape[0])
         along = frozenset({"", "codes", "scale", "zero"})
@@ -111,7 +111,7 @@ class SparseCodes(Masked, Coded):
         def of_rows(rows: int) -> dict[str, Any]:
             return {**meta, "shape": [rows, self.shape[1]], "kept": rows * each}
 
-        return RowStorage(along, of_rows, math.lcm(together, WORD))
+        return RowStorage(along, of_rows, math.lcm(multiple, WORD))
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Weight:
         if self.grouping is not None:

@@ -75,8 +75,8 @@ class Submatrix(Weight):
     def along_rows(self) -> tuple[Weight, ...]:
         return (self.block,) if self.kept_rows is None else ()
 
-    def rows_together(self) -> int:
-        return super().rows_together() if self.kept_rows is None else int(self.block.rows_together() == 1)
+    def row_multiple(self) -> int:
+        return super().row_multiple() if self.kept_rows is None else int(self.block.row_multiple() == 1)
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Submatrix:
         kept, own = None, rows

@@ -67,7 +67,7 @@ class Trellis(Weight):
         return values if values.is_meta else values * self.scale[start:stop].float()
 
     def row_storage(self) -> RowStorage:
-        return RowStorage.of(self.meta(), "", "scale", together=BLOCK)
+        return RowStorage.of(self.meta(), "", "scale", multiple=BLOCK)
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Trellis:

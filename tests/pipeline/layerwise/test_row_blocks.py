@@ -219,7 +219,7 @@ def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
             in_blocks = written("blocks", *recipe)
         assert not whole or "coded" in form  # streams are small, and so are inner factors
         with monkeypatch.context() as patched:
-            patched.setattr(CheckpointHeaders, "rows_together", lambda *_: 0)
+            patched.setattr(CheckpointHeaders, "row_multiple", lambda *_: 0)
             assert in_blocks == written("whole", *recipe)
 
 

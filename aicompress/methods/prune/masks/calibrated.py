@@ -178,7 +178,7 @@ def saliency(layer: Layer, config: CalibratedConfig) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Aim:
+class SurvivorAim:
     """What survivors are fitted to.
 
     Attributes:
@@ -190,14 +190,14 @@ class Aim:
     hessian: Tensor
 
     @classmethod
-    def of(cls, layer: Layer, config: CalibratedConfig) -> Aim:
+    def of(cls, layer: Layer, config: CalibratedConfig) -> SurvivorAim:
         """From a layer's weight and statistics."""
         hessian = damped(raw_gram(layer), config.damping)
         return cls(shifted(layer, config.shift, over(hessian)), hessian.float())
 
 
 def finished(
-    layer: Layer, mask: Tensor, config: CalibratedConfig, start: Tensor | None = None, aim: Aim | None = None
+    layer: Layer, mask: Tensor, config: CalibratedConfig, start: Tensor | None = None, aim: SurvivorAim | None = None
 ) -> Weight:
     """The stored weight for a mask.
 
@@ -210,7 +210,7 @@ def finished(
     """
     if not config.refit and start is None:
         return masked(layer, mask, config)
-    aim = Aim.of(layer, config) if aim is None else aim
+    aim = SurvivorAim.of(layer, config) if aim is None else aim
     codes = codes_of(layer.stored)
     if codes is not None:
         return store_codes(layer, descended(aim.target, codes, mask & present(layer), aim.hessian), mask, config)

@@ -89,7 +89,7 @@ def top_mask(scores: Tensor, kept: int, threshold: int | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Cut:
+class SurvivorCut:
     """Where the largest scores of several layers end.
 
     Attributes:
@@ -101,7 +101,7 @@ class Cut:
     counts: list[int]
 
 
-def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> Cut:
+def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> SurvivorCut:
     """Find the `kept` largest scores of several layers.
 
     Args:
@@ -132,10 +132,10 @@ def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> Cut:
     for number, ties in enumerate(equal):
         counts[number] += min(ties, left)
         left -= min(ties, left)
-    return Cut((bucket << 16) | offset, counts)
+    return SurvivorCut((bucket << 16) | offset, counts)
 
 
-def global_cut(read: Sequence[Callable[[], Tensor]], kept: int) -> Cut:
+def global_cut(read: Sequence[Callable[[], Tensor]], kept: int) -> SurvivorCut:
     """The same for functions that give scores, non-negative."""
     return cut([partial(_bits_of, scores) for scores in read], kept)
 

@@ -93,7 +93,7 @@ def _words(codes: Array, bits: int, words: Array) -> None:
 
 
 @dataclass(frozen=True)
-class Rounded:
+class RoundedCodes:
     """Codes (out, in) int8, ‖W − Ŵ‖² and ‖W‖²."""
 
     codes: Tensor
@@ -117,7 +117,7 @@ class Kernels:
         self.ranges_of(*_stored(matrix), group_size or columns, *ends)
         return low, high
 
-    def rounded(self, matrix: Tensor, group_size: int, bits: int, scale: Tensor, zero: Tensor | None) -> Rounded:
+    def rounded(self, matrix: Tensor, group_size: int, bits: int, scale: Tensor, zero: Tensor | None) -> RoundedCodes:
         """Round to the nearest codes of a grid, (out, groups) each; values must be finite."""
         codes, sums = torch.empty(matrix.shape, dtype=torch.int8), np.zeros(2)
         shifts = torch.zeros(scale.shape) if zero is None else zero.float()
@@ -129,7 +129,7 @@ class Kernels:
             (lowest, highest),
             (codes.numpy(), sums),
         )
-        return Rounded(codes, float(sums[0]), float(sums[1]))
+        return RoundedCodes(codes, float(sums[0]), float(sums[1]))
 
     def packed(self, codes: Tensor, bits: int) -> Tensor | None:
         """(out, words) int32 bit stream of codes; None where it is not made of whole words."""

@@ -13,7 +13,7 @@ from aicompress.methods.curvature import importance
 from aicompress.methods.quantize.grid.fitting import GroupSize
 from aicompress.methods.quantize.grid.rounding import encode, grouped, pieces, require_scales, ungrouped
 from aicompress.methods.quantize.grid.scales import Grid, ScaleSharing, StoredScales, least_error, stored_scale_dtype
-from aicompress.methods.quantize.grid.widths import WidthConfig, resolve, searched, unfit
+from aicompress.methods.quantize.grid.widths import CodeWidthConfig, resolve, searched, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.stored.int_grouped import groups_of
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-class IntegerConfig(WidthConfig):
+class IntegerConfig(CodeWidthConfig):
     """Knobs of integer codes."""
 
     granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")

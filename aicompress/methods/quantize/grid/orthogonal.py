@@ -18,7 +18,7 @@ PIECE = 1 << 22  # numbers turned at a time
 
 
 @dataclass(frozen=True)
-class Rotation:
+class OrthogonalMatrix:
     """An orthogonal matrix R of order n.
 
     Attributes:
@@ -60,7 +60,7 @@ class Rotation:
         return product.reshape(shape)
 
 
-def rotation(width: int, centred: bool, generator: torch.Generator) -> Rotation:
+def rotation(width: int, centred: bool, generator: torch.Generator) -> OrthogonalMatrix:
     """A random one: a Hadamard matrix with random signs; where no rule gives its order, any orthogonal matrix.
 
     Args:
@@ -71,7 +71,7 @@ def rotation(width: int, centred: bool, generator: torch.Generator) -> Rotation:
     signs = torch.randint(0, 2, (width,), generator=generator).float() * 2 - 1
     if centred:
         signs[0] = 1  # the first column of every factor is constant, and so is that of their product
-    return Rotation(factors_of(width, generator), signs, centred)
+    return OrthogonalMatrix(factors_of(width, generator), signs, centred)
 
 
 def factors_of(width: int, generator: torch.Generator) -> tuple[Tensor, ...]:

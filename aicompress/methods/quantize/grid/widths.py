@@ -41,7 +41,7 @@ else:
     Bits = Literal[2, 3, 4, 8, "auto", "range"]
 
 
-class WidthConfig(MethodConfig):
+class CodeWidthConfig(MethodConfig):
     """Knobs of a width, given or found."""
 
     budgets: ClassVar[frozenset[str]] = frozenset({"target_bytes", "target_bpw"})
@@ -131,7 +131,7 @@ class WidthConfig(MethodConfig):
         return {name: value for name, value in kept.items() if name not in OPEN}
 
 
-W = TypeVar("W", bound=WidthConfig)
+W = TypeVar("W", bound=CodeWidthConfig)
 
 
 def group_sizes(config: Any, columns: int) -> tuple[int | None, ...]:
@@ -168,7 +168,7 @@ def unfit(config: Any, columns: int) -> str | None:
 
 def open_bits(config: MethodConfig) -> str | None:
     """`auto` or `range` where a config's width is still to be found."""
-    bits: object = config.bits if isinstance(config, WidthConfig) else None
+    bits: object = config.bits if isinstance(config, CodeWidthConfig) else None
     return bits if isinstance(bits, str) else None
 
 
@@ -183,7 +183,7 @@ def with_width(config: W, width: Width) -> W:
     return explicit if width.group is None else explicit.model_copy(update={"group_size": width.group})
 
 
-def search_of(config: WidthConfig) -> WidthSearch | None:
+def search_of(config: CodeWidthConfig) -> WidthSearch | None:
     """What `bits: auto` searches for; None where the width is explicit, or found from the weights."""
     if open_bits(config) != "auto":
         return None

@@ -17,7 +17,7 @@ from aicompress.methods.decisions import Width
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.gptq import GptqConfig
 from aicompress.methods.quantize.grid.widths import (
-    WidthConfig,
+    CodeWidthConfig,
     group_sizes,
     open_bits,
     open_widths,
@@ -178,13 +178,13 @@ def test_rules_pin_layers_and_levels_narrow_their_choices() -> None:
     assert pinned.config_for(info)[0] == GptqConfig(name="gptq", bits=8, order="natural")
     narrowed = Recipe(version=1, method=config, levels=(Level(layers="0", choices=[4, 8]),))  # type: ignore[call-arg]
     found, _ = narrowed.config_for(info)
-    assert isinstance(found, WidthConfig)
+    assert isinstance(found, CodeWidthConfig)
     assert (open_bits(found), found.widths, found.target_bpw) == ("auto", (4, 8), 3.5)
 
 
 def test_every_method_with_such_a_width_settles_ranges() -> None:
     found = [
-        m for m in methods("quantize").values() if isinstance(m, LayerMethod) and issubclass(m.config, WidthConfig)
+        m for m in methods("quantize").values() if isinstance(m, LayerMethod) and issubclass(m.config, CodeWidthConfig)
     ]
     assert {"rtn", "gptq", "imatrix", "hqq", "sinq"} <= {method.name for method in found}
     assert all(method.allocates is not None and method.widths is not None for method in found)
