@@ -84,8 +84,25 @@ def calibration_inputs(
         for part, weight in zip(batched, _weights([_tokens(part) for part in batched]), strict=True):
             weights += [weight] * len(part)
     whole = [batch for part in batched for batch in part]
+    _require_rows(checkpoint, model, whole)
     own = slice(team.rank, None, team.size)
     return Inputs(tuple(whole[own]), tuple(each.source for each in sets), tuple(weights[own]))
+
+
+def _require_rows(checkpoint: Checkpoint, model: Any, given: Batches) -> None:
+    """Every token must have a row in the model's table of embeddings.
+
+    Raises:
+        Refused: one has none.
+    """
+    try:
+        rows = model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):  # no language model, or a table of its own kind
+        return
+    largest = max((int(batch["input_ids"].max()) for batch in given if "input_ids" in batch), default=-1)
+    if largest >= rows:
+        message = f"{checkpoint.path} has {rows} tokens, and its calibration inputs hold token {largest}"
+        raise Refused(message, "put the tokenizer beside it that it was trained with")
 
 
 def samples(checkpoint: Checkpoint, model: Any, data: Calibration, seed: int, team: Processes) -> tuple[Sample, ...]:

@@ -103,6 +103,7 @@ def _require_taken(models: Models, data: Data, inputs: Inputs) -> None:
 
 
 def _windows(models: Models, metric: AnyMetric, data: Data) -> Windows:
+    _require_predict(models)
     _require_positions(models, data.length)
     ids, source = token_windows(data, models[0].tokenizer)
     _require_same_tokens(models, data, ids)
@@ -170,6 +171,14 @@ def _require_positions(models: Models, length: int) -> None:
         )
 
 
+def _require_predict(models: Models) -> None:
+    """Windows of a text are for models that predict its tokens; an encoder and a decoder read two texts."""
+    for model in models:
+        if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
+            message = f"{model.path} is an encoder with a decoder, and windows of one text are what it does not predict"
+            raise RecipeError(message, "`-r eval/size-and-speed` measures what needs no data")
+
+
 def _require_same_tokens(models: Models, data: Data, ids: Tensor) -> None:
     for baseline in models[1:]:
         theirs, _ = token_windows(data, baseline.tokenizer)
@@ -196,7 +205,7 @@ def require_tokens(models: Models, counts: Sequence[int], largest: int) -> None:
         if count <= largest:
             raise CheckpointError(
                 f"the vocabularies differ: {model.path} has {count} tokens, and the text has token {largest}",
-                "compare with the checkpoint it was made from",
+                "compare with the checkpoint it was made from, and keep the tokenizer of each beside it",
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
+from tests import checkpoints
 from tests.checkpoints import _save_byte_level_tokenizer
 from tests.methods.layers import layer_of
 from tests.pipeline.families import FAMILIES, speech
@@ -135,3 +137,16 @@ def test_texts_that_are_too_few_are_refused_by_the_plan(
             recipes.load(str(path), "quantize"),
             "quantize",
         )
+
+
+def test_tokens_that_the_model_does_not_have_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    checkpoints.make_llama(tmp_path / "in", vocab_size=200)
+    for file in tiny_llama.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "in" / file.name)
+    edits = ["drawn=8", "calibration.length=32"]
+    recipe = recipes.load("quantize/gptq-w4", "quantize", edits)
+    planned = steps.make_plan(tmp_path / "in", Destination(tmp_path / "out"), recipe, "quantize")
+    with pytest.raises(CompressError, match=r"has 200 tokens, and its calibration inputs hold token 2\d\d") as refusal:
+        steps.run(planned, Options(latency="off"))
+    assert "tokenizer" in refusal.value.hint
+    assert not (tmp_path / "out").exists()

@@ -206,6 +206,12 @@ def test_another_tokenizer_is_refused(trained_llama: Path, heldout_file: Path, t
         evaluate(str(trained_llama), [str(other)], of_text(heldout_file))
 
 
+def test_an_encoder_with_a_decoder_predicts_no_windows(tiny_t5: Path, heldout_file: Path) -> None:
+    with pytest.raises(RecipeError, match="an encoder with a decoder") as refusal:
+        evaluate(str(tiny_t5), [], of_text(heldout_file))
+    assert "eval/size-and-speed" in refusal.value.hint
+
+
 @pytest.mark.parametrize(
     ("text", "fields", "why"),
     [
