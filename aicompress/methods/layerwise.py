@@ -150,9 +150,15 @@ class LayerMethod(Method, Generic[C]):
         outline = self.outline(info, config)
         return outline_of(info, outline) if self.recodes else outline
 
-    def stored(self, layer: Layer, weight: Weight) -> Weight:
-        """The weight that is stored: where the layer was sparse, its zeros are exactly zero again."""
-        return kept_zero(layer, weight) if self.recodes else weight
+    def stored(self, layer: Layer, weight: Weight, outline: Weight | None = None) -> Weight:
+        """The weight that is stored: where the layer was sparse, its zeros are exactly zero again.
+
+        Args:
+            layer: as it was read.
+            weight: what `apply` gave.
+            outline: what was planned for the layer, or for all of it where this one is a block of its rows.
+        """
+        return kept_zero(layer, weight, outline) if self.recodes else weight
 
 
 AnyLayerMethod: TypeAlias = LayerMethod[Any]  # found by name: the class of its parameters is known to it alone

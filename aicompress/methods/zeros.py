@@ -43,11 +43,11 @@ def outline_of(info: LayerInfo, outline: Weight) -> Weight:
     return sparse if outline_nbytes(sparse) < outline_nbytes(outline) else outline
 
 
-def kept_zero(layer: Layer, weight: Weight) -> Weight:
+def kept_zero(layer: Layer, weight: Weight, outline: Weight | None = None) -> Weight:
     """Integer codes of a layer that is sparse, with the zeros that it came with.
 
     A method that does not know of them has given them codes. They are zeroed again, and where the Gram matrix is known
-    the survivors make up for it on their grid.
+    the survivors make up for it on their grid. The form is that of the outline, or the smaller one.
     """
     mask = mask_of(layer.stored)
     if mask is None or not isinstance(weight, IntGrouped) or not exact(weight):
@@ -56,7 +56,7 @@ def kept_zero(layer: Layer, weight: Weight) -> Weight:
         codes = descended(layer.weight, weight, mask, damped(raw_gram(layer), DAMPING).float())
     else:
         codes = zeroed(weight, mask)
-    form = outline_of(layer.info, weight)
+    form = outline or outline_of(layer.info, weight)
     grouping = layer.stored.grouping if isinstance(layer.stored, Masked) else None
     return SparseCodes.of(codes, mask, grouping) if isinstance(form, SparseCodes) else codes
 

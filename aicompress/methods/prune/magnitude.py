@@ -32,7 +32,7 @@ from aicompress.methods.prune.masks.sparsity import (
     ranked,
     resolve_stored,
 )
-from aicompress.weights import Sparse, Weight
+from aicompress.weights import Masked, Weight
 from aicompress.weights.grouping import LARGEST, word
 
 
@@ -119,7 +119,7 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Magn
 
     Reads blocks up to 3 times, for a number of survivors twice.
     """
-    store = "sparse" if isinstance(outline(info, config), Sparse) else "dense"
+    store = "sparse" if isinstance(outline(info, config), Masked) else "dense"
     config = config.model_copy(update={"store": store})
     keep = keep_of(info.shape, config)
     area = keep.tile[0] * keep.tile[1]

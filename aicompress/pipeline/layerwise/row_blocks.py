@@ -212,7 +212,7 @@ class RowBlocks:
                 return {name: ErrorSums(measured.error, measured.norm, seconds, is_coarse(measured.weight))}
         layer = row_parts.read(self.compression, job, rows)
         start = time.perf_counter()
-        weight = self.compression.method.stored(layer, self.compression.method.apply(layer, job.config))
+        weight = self.compression.method.stored(layer, self.compression.method.apply(layer, job.config), job.outline)
         seconds = time.perf_counter() - start
         self._put(name, weight, rows.start, begin)
         sums = squared_sums(layer.weight, weight)

@@ -228,6 +228,23 @@ def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
             assert in_blocks == written("whole", *recipe)
 
 
+@pytest.mark.parametrize("recipe", [("quantize/rtn-w3", "method.bits=2"), ("prune/magnitude-2-4",)], ids=" ".join)
+def test_blocks_of_rows_have_the_form_that_was_planned_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
+) -> None:
+    """Of some of them the other form is smaller: of codes, or of those under a mask."""
+    shares = torch.tensor([0.75, 0.35]).repeat_interleave(320)[:, None]
+    weight: Weight = Sparse.of(torch.randn(640, 64), torch.rand(640, 64) < shares)
+    if recipe[0].startswith("prune"):
+        weight = IntGrouped(torch.randint(-8, 8, (640, 64), dtype=torch.int8), torch.ones(640, 1), None, 4)
+    write_form(tmp_path / "in.safetensors", weight, weight.tensors())
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", *recipe)
+    monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
+    run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", *recipe)
+    assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
