@@ -74,7 +74,7 @@ def _every(scores: Blocks, step: int) -> Tensor:
     found, skipped = [], 0
     for read in scores:
         block = read()
-        found.append(block[skipped::step].float())
+        found.append(block[skipped::step].to(torch.float32, copy=True))  # a view would hold all of the block
         skipped = (skipped - len(block)) % step
     return torch.cat(found)
 

@@ -44,5 +44,8 @@ def of_matrix(blocks: Blocks) -> Total:
 
 def range_of_matrix(blocks: Blocks, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of a matrix, zero included, (1, 1) each; reads it once."""
-    low, high = zip(*(torch.aminmax(read()) for read in blocks), strict=True)
-    return widened(torch.stack(low).amin().reshape(1, 1), torch.stack(high).amax().reshape(1, 1), symmetric)
+    low = high = 0.0  # numbers: a tensor that stays while large ones come and go would keep theirs from the allocator
+    for read in blocks:
+        least, most = torch.aminmax(read())
+        low, high = min(low, float(least)), max(high, float(most))
+    return widened(torch.full((1, 1), low), torch.full((1, 1), high), symmetric)
