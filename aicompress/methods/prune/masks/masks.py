@@ -8,11 +8,14 @@ without holding them together.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 PATTERN = re.compile(r"(\d+):(\d+)")
@@ -101,6 +104,32 @@ class SurvivorCut:
     counts: list[int]
 
 
+@dataclass
+class Occurrences:
+    """How often each lower half of bits occurs in one layer after another: few of all halves do.
+
+    All layers' are in one array that grows. Small ones would lie amid the large ones that come and go, and keep the
+    allocator from giving their memory to the next.
+    """
+
+    halves: bytearray = field(default_factory=bytearray)
+    numbers: bytearray = field(default_factory=bytearray)
+    lengths: list[int] = field(default_factory=list)
+
+    def append(self, counts: Tensor) -> None:
+        """Add a layer's, (LOW,)."""
+        found = counts.numpy().nonzero()[0]
+        self.halves += found.astype(np.uint16).tobytes()
+        self.numbers += counts.numpy()[found].astype(np.uint32).tobytes()
+        self.lengths.append(len(found))
+
+    def each(self) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.uint32]]]:
+        """Every layer's lower halves, and how often each occurs."""
+        halves, numbers = np.frombuffer(self.halves, np.uint16), np.frombuffer(self.numbers, np.uint32)
+        for end, length in zip(accumulate(self.lengths), self.lengths, strict=True):
+            yield halves[end - length : end], numbers[end - length : end]
+
+
 def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> SurvivorCut:
     """Find the `kept` largest scores of several layers.
 
@@ -113,7 +142,7 @@ def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> SurvivorCut:
         for part in torch.split(bits(), CHUNK):
             high += torch.bincount(part >> 16, minlength=HIGH).cpu()
     bucket, _ = _crossing(high, kept)
-    above, within = [], []  # scores in higher buckets, and how often each lower half occurs in this one
+    above, within, total = [], Occurrences(), torch.zeros(LOW, dtype=torch.int64)
     for bits in read:
         larger, low = 0, torch.zeros(LOW, dtype=torch.int64)
         for part in torch.split(bits(), CHUNK):
@@ -121,13 +150,13 @@ def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> SurvivorCut:
             larger += int((upper > bucket).sum())
             low += torch.bincount(part[upper == bucket] & 0xFFFF, minlength=LOW).cpu()
         above.append(larger)
-        within.append(low.to_sparse())  # of many layers, few of the entries
-    offset, _ = _crossing(sum(within, start=torch.zeros(LOW, dtype=torch.int64)), kept - sum(above))
+        within.append(low)
+        total += low
+    offset, _ = _crossing(total, kept - sum(above))
     counts, equal = [], []
-    for larger, sparse in zip(above, within, strict=True):
-        low = sparse.to_dense()
-        counts.append(larger + int(low[offset + 1 :].sum()))
-        equal.append(int(low[offset]))
+    for larger, (halves, numbers) in zip(above, within.each(), strict=True):
+        counts.append(larger + int(numbers[halves > offset].sum()))
+        equal.append(int(numbers[halves == offset].sum()))
     left = kept - sum(counts)
     for number, ties in enumerate(equal):
         counts[number] += min(ties, left)
