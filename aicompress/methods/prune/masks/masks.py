@@ -139,16 +139,11 @@ def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> SurvivorCut:
     """
     high = torch.zeros(HIGH, dtype=torch.int64)
     for bits in read:
-        for part in torch.split(bits(), CHUNK):
-            high += torch.bincount(part >> 16, minlength=HIGH).cpu()
+        high += _upper_halves(bits())
     bucket, _ = _crossing(high, kept)
     above, within, total = [], Occurrences(), torch.zeros(LOW, dtype=torch.int64)
     for bits in read:
-        larger, low = 0, torch.zeros(LOW, dtype=torch.int64)
-        for part in torch.split(bits(), CHUNK):
-            upper = part >> 16
-            larger += int((upper > bucket).sum())
-            low += torch.bincount(part[upper == bucket] & 0xFFFF, minlength=LOW).cpu()
+        larger, low = _lower_halves(bits(), bucket)
         above.append(larger)
         within.append(low)
         total += low
@@ -162,6 +157,24 @@ def cut(read: Sequence[Callable[[], Tensor]], kept: int) -> SurvivorCut:
         counts[number] += min(ties, left)
         left -= min(ties, left)
     return SurvivorCut((bucket << 16) | offset, counts)
+
+
+def _upper_halves(bits: Tensor) -> Tensor:
+    """How often each upper half of bits (n,) int32 occurs, (HIGH,)."""
+    counts = torch.zeros(HIGH, dtype=torch.int64)
+    for part in torch.split(bits, CHUNK):
+        counts += torch.bincount(part >> 16, minlength=HIGH).cpu()
+    return counts
+
+
+def _lower_halves(bits: Tensor, bucket: int) -> tuple[int, Tensor]:
+    """How many upper halves are above one, and how often each lower half occurs with this one, (LOW,)."""
+    above, counts = 0, torch.zeros(LOW, dtype=torch.int64)
+    for part in torch.split(bits, CHUNK):
+        upper = part >> 16
+        above += int((upper > bucket).sum())
+        counts += torch.bincount(part[upper == bucket] & 0xFFFF, minlength=LOW).cpu()
+    return above, counts
 
 
 def global_cut(read: Sequence[Callable[[], Tensor]], kept: int) -> SurvivorCut:
