@@ -28,7 +28,7 @@ from aicompress.pipeline.layerwise.head_products import coupled
 from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned_at, planned_parameters
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
 from aicompress.pipeline.layerwise.rotation import rotated
-from aicompress.pipeline.layerwise.row_parts import whole_ones
+from aicompress.pipeline.layerwise.rows.reading import whole_ones
 from aicompress.pipeline.layerwise.scaling import rescalable
 from aicompress.pipeline.layerwise.sharing import followers, grouped, outlined
 from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts, unsuited

@@ -16,7 +16,7 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.experts import ALL_WHOLE, Divisible, infos_of, outline, reader
-from aicompress.pipeline.layerwise.row_parts import readers
+from aicompress.pipeline.layerwise.rows.reading import readers
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.models.shared_inputs import SharedInputs
 from aicompress.recipe import Recipe

@@ -14,12 +14,13 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.gradients import GradientReader
 from aicompress.pipeline.calibration.statistics_file import Wanted, kept, with_statistics
-from aicompress.pipeline.layerwise import calibrated, malloc
+from aicompress.pipeline.layerwise import calibrated
 from aicompress.pipeline.layerwise.allocation.amounts import allocated, files_of_original
 from aicompress.pipeline.layerwise.allocation.decision import Decision, decided
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of
 from aicompress.pipeline.layerwise.report_rows import better_rounded, coarse, vanished
-from aicompress.pipeline.layerwise.row_blocks import load_compiled
+from aicompress.pipeline.layerwise.rows import malloc
+from aicompress.pipeline.layerwise.rows.writing import load_compiled
 from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.layerwise.work import Work
 from aicompress.pipeline.step.options import Options, Progress

@@ -17,7 +17,7 @@ from aicompress.layer import from_matrix
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import idle_row, noted
-from aicompress.pipeline.layerwise.row_blocks import row_blocks
+from aicompress.pipeline.layerwise.rows.writing import row_blocks
 from aicompress.pipeline.layerwise.scaling import Rescaling
 from aicompress.pipeline.step.options import Progress
 from aicompress.report.model import LayerRow

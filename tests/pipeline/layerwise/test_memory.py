@@ -55,7 +55,8 @@ from aicompress.measure import peak_rss
 from aicompress.methods.factorize import decomposition
 from aicompress.methods.prune import lamp
 from aicompress.methods.quantize import sinq
-from aicompress.pipeline.layerwise import planner, row_parts, run
+from aicompress.pipeline.layerwise.rows import reading as rows
+from aicompress.pipeline.layerwise import planner, run
 from aicompress.pipeline import export
 from aicompress.pipeline.step import blocks, storage
 from aicompress.pipeline.step.options import Options
@@ -67,7 +68,7 @@ from aicompress.weights.coding import reading
 torch.set_num_threads(1)
 if sys.platform == "linux":  # what is freed goes back at once: M_MMAP_THRESHOLD
     ctypes.CDLL(None).mallopt(-3, 1 << 17)
-row_parts.BLOCK >>= 4
+rows.BLOCK >>= 4
 reading.STEP >>= 4
 blocks.BLOCK >>= 4
 sinq.HELD >>= 7

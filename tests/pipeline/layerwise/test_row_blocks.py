@@ -18,8 +18,9 @@ from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.grid import compiled
 from aicompress.pipeline import export
-from aicompress.pipeline.layerwise import planner, row_blocks, row_parts
+from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.layerwise.rows import reading, writing
 from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
@@ -39,7 +40,7 @@ from aicompress.weights import (
     Weight,
     entropy_coded,
 )
-from aicompress.weights.coding import writing
+from aicompress.weights.coding import writing as coding
 from tests import foreign
 from tests.weights.forms import write_form
 
@@ -109,7 +110,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 def test_blocks_give_the_bytes_of_the_whole(
     tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(row_parts, "BLOCK", 1)  # blocks of 32 rows
+    monkeypatch.setattr(reading, "BLOCK", 1)  # blocks of 32 rows
     read, lengths = reader.read_part, []
 
     def noting(ref: TensorRef, name: str, part: slice, axis: int) -> torch.Tensor:
@@ -122,7 +123,7 @@ def test_blocks_give_the_bytes_of_the_whole(
     )
     blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe, FEW)
     assert max(lengths) <= 128  # rows whose masks share bytes; nobody reads the 256 of the largest tensor at once
-    monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
+    monkeypatch.setattr(reading, "divisible", lambda *_: False)
     whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe, FEW)
     assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
     assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-6)
@@ -158,12 +159,12 @@ def test_blocks_of_compressed_weights_give_the_bytes_of_the_whole(
 
     for number, (folder, recipe) in enumerate([*((source, each) for each in RECIPES), (tmp_path / "0", RECIPES[1])]):
         with monkeypatch.context() as patched:
-            patched.setattr(row_parts, "BLOCK", 1)
+            patched.setattr(reading, "BLOCK", 1)
             patched.setattr(files, "_read", noting)
             run(folder, tmp_path / f"{number}", *recipe, "select.include=['m.a']")
         assert not whole
         with monkeypatch.context() as patched:
-            patched.setattr(row_parts, "divisible", lambda *_: False)
+            patched.setattr(reading, "divisible", lambda *_: False)
             run(folder, tmp_path / f"whole{number}", *recipe, "select.include=['m.a']")
         assert weights(tmp_path / f"{number}") == weights(tmp_path / f"whole{number}"), recipe
 
@@ -194,8 +195,8 @@ def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
     """One that is compressed anew, where it can be, one that is copied, and all of them decoded."""
     weight, source = stored_forms()[form], tmp_path / "in.safetensors"
     if coded and form != "some rows":
-        monkeypatch.setattr(writing, "SMALL", 0)  # as of large ones
-        monkeypatch.setattr(writing, "TINY", 0)
+        monkeypatch.setattr(coding, "SMALL", 0)  # as of large ones
+        monkeypatch.setattr(coding, "TINY", 0)
         weight = entropy_coded(weight)
     write_form(source, weight, weight.tensors(), ("a", "b"))
     read, whole = files._read, list[str]()
@@ -218,7 +219,7 @@ def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
     method = ("prune/magnitude-50", "method.store=dense") if "mask" in form else ("quantize/rtn-w8",)
     for recipe in (("export",), method)[: 1 if weight.parts() else 2]:
         with monkeypatch.context() as patched:
-            patched.setattr(row_parts, "BLOCK", 8000)
+            patched.setattr(reading, "BLOCK", 8000)
             patched.setattr(blocks, "BLOCK", 6000)
             patched.setattr(files, "_read", noting)
             in_blocks = written("blocks", *recipe)
@@ -238,9 +239,9 @@ def test_blocks_of_rows_have_the_form_that_was_planned_for_all(
     if recipe[0].startswith("prune"):
         weight = IntGrouped(torch.randint(-8, 8, (640, 64), dtype=torch.int8), torch.ones(640, 1), None, 4)
     write_form(tmp_path / "in.safetensors", weight, weight.tensors())
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    monkeypatch.setattr(reading, "BLOCK", 1)
     run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", *recipe)
-    monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
+    monkeypatch.setattr(reading, "divisible", lambda *_: False)
     run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", *recipe)
     assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
@@ -266,12 +267,12 @@ def test_blocks_of_transposed_layers_give_the_bytes_of_the_whole(
         return read(ref, begins, spec, name)
 
     with monkeypatch.context() as patched:
-        patched.setattr(row_parts, "MOST", 1)  # 32 columns
-        patched.setattr(row_parts, "BLOCK", 1)
+        patched.setattr(reading, "MOST", 1)  # 32 columns
+        patched.setattr(reading, "BLOCK", 1)
         patched.setattr(files, "_read", noting)
         run(tiny_gpt2, tmp_path / "blocks", *recipe)
     assert not whole
-    monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
+    monkeypatch.setattr(reading, "divisible", lambda *_: False)
     run(tiny_gpt2, tmp_path / "whole", *recipe)
     assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
 
@@ -284,11 +285,11 @@ def test_layers_that_are_tied_in_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     tensors = {"a.weight": drawn[0], "b.weight": drawn[1], "c.weight": near, "d.weight": drawn[2].reshape(300, 24)}
     tensors |= {"e.weight": tensors["d.weight"].clone(), "f.weight": drawn[0].clone()}
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, tmp_path / "in.safetensors")
-    of_shape, shapes, written, rows = row_parts.blocks, list[int](), list[bytes](), list[Any]()
-    monkeypatch.setattr(row_parts, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
-    for divisible in (row_parts.divisible, lambda *_: False):
-        monkeypatch.setattr(row_parts, "divisible", divisible)
+    of_shape, shapes, written, rows = reading.blocks, list[int](), list[bytes](), list[Any]()
+    monkeypatch.setattr(reading, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
+    monkeypatch.setattr(reading, "BLOCK", 1)
+    for divisible in (reading.divisible, lambda *_: False):
+        monkeypatch.setattr(reading, "divisible", divisible)
         out = tmp_path / f"{len(written)}.safetensors"
         report = run(tmp_path / "in.safetensors", out, "factorize/tie", "method.threshold=0.05", change)
         written.append(out.read_bytes())
@@ -306,10 +307,10 @@ def test_factors_of_blocks_are_those_of_the_whole(
     """Of tall and wide layers, a convolution, and one that stays dense; the report tells what rounding would lose."""
     shapes = {"tall": (160, 64), "wide": (70, 256), "conv": (96, 5, 3, 3), "dense": (40, 1)}
     save_file({f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "in.safetensors")
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    monkeypatch.setattr(reading, "BLOCK", 1)
     rows, found = [], []
-    for divisible in (row_parts.divisible, lambda *_: False):
-        monkeypatch.setattr(row_parts, "divisible", divisible)
+    for divisible in (reading.divisible, lambda *_: False):
+        monkeypatch.setattr(reading, "divisible", divisible)
         out = tmp_path / f"{len(found)}.safetensors"
         rows.append(run(tmp_path / "in.safetensors", out, "factorize/svd-keep", *size).layers)
         made = Checkpoint.open(out)
@@ -327,10 +328,10 @@ def test_factors_of_blocks_are_those_of_the_whole(
 def test_two_convolutions_of_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {"tall": (160, 4, 3, 3), "wide": (70, 16, 3, 5), "dense": (40, 2, 1, 2)}
     save_file({f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "in.safetensors")
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    monkeypatch.setattr(reading, "BLOCK", 1)
     rows, found = [], []
-    for divisible in (row_parts.divisible, lambda *_: False):
-        monkeypatch.setattr(row_parts, "divisible", divisible)
+    for divisible in (reading.divisible, lambda *_: False):
+        monkeypatch.setattr(reading, "divisible", divisible)
         out = tmp_path / f"{len(found)}.safetensors"
         made = run(tmp_path / "in.safetensors", out, "factorize/spatial-keep", "method.keep=null", "method.energy=0.7")
         rows.append([(row.name, row.detail, row.bytes_after, round(row.rel_error, 4)) for row in made.layers])
@@ -351,10 +352,10 @@ def test_codes_of_a_target_that_are_counted_block_by_block(
     save_file(
         {"a.weight": scales * torch.randn(1536, 128), "b.weight": torch.zeros(600, 128)}, tmp_path / "in.safetensors"
     )
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    monkeypatch.setattr(reading, "BLOCK", 1)
     found = []
-    for divisible in (row_parts.divisible, lambda *_: False):
-        monkeypatch.setattr(row_parts, "divisible", divisible)
+    for divisible in (reading.divisible, lambda *_: False):
+        monkeypatch.setattr(reading, "divisible", divisible)
         out = tmp_path / f"{len(found)}.safetensors"
         report = run(tmp_path / "in.safetensors", out, "quantize/rdo-3bpw", f"method.quantizer={quantizer}")
         found.append(report.layers[0])
@@ -380,12 +381,12 @@ def test_words_of_a_mask_are_whole_in_every_block(
     tensors = {"a.weight": torch.randn(300, 40), "b.weight": torch.randn(517, 8), "c.weight": torch.randn(33, 8)}
     save_file(tensors, tmp_path / "in.safetensors")
     shapes: list[int] = []
-    of_shape = row_parts.blocks
-    monkeypatch.setattr(row_parts, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    of_shape = reading.blocks
+    monkeypatch.setattr(reading, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
+    monkeypatch.setattr(reading, "BLOCK", 1)
     run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", "prune/magnitude-2-4", *edits)
     assert max(shapes) > 2
-    monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
+    monkeypatch.setattr(reading, "divisible", lambda *_: False)
     run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", "prune/magnitude-2-4", *edits)
     assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
@@ -400,8 +401,8 @@ def test_compiled_passes_give_the_bytes_of_the_whole(
     monkeypatch.setattr(compiled.Kernels, "rounded", lambda *args: seen.append(1) or rounded(*args))
     whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe, FEW)
     assert not seen  # a small model: by torch
-    monkeypatch.setattr(row_blocks, "LARGE", 0)
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    monkeypatch.setattr(writing, "LARGE", 0)
+    monkeypatch.setattr(reading, "BLOCK", 1)
     blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe, FEW)
     assert len(seen) > len(blocks.layers) // 2
     assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
@@ -422,33 +423,33 @@ def test_odd_rows_convolutions_and_plain_tensors(tmp_path: Path, monkeypatch: py
         "ids": torch.arange(90).reshape(45, 2),
     }
     save_file(tensors, tmp_path / "in.safetensors")
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    monkeypatch.setattr(reading, "BLOCK", 1)
     monkeypatch.setattr(rtn, "kernels", compiled.Kernels)
     written = []
     for large, divisible in (
-        (0, row_parts.divisible),  # the compiled passes, as Python runs them
-        (row_blocks.LARGE, row_parts.divisible),
-        (row_blocks.LARGE, lambda *_: False),
+        (0, reading.divisible),  # the compiled passes, as Python runs them
+        (writing.LARGE, reading.divisible),
+        (writing.LARGE, lambda *_: False),
     ):
-        monkeypatch.setattr(row_blocks, "LARGE", large)
-        monkeypatch.setattr(row_parts, "divisible", divisible)
+        monkeypatch.setattr(writing, "LARGE", large)
+        monkeypatch.setattr(reading, "divisible", divisible)
         out = tmp_path / f"{len(written)}.safetensors"
         run(tmp_path / "in.safetensors", out, "quantize/rtn-w4", "method.group_size=4")
         written.append(out.read_bytes())
     assert written[0] == written[1] == written[2]
 
 
-@pytest.mark.parametrize("large", [0, row_blocks.LARGE])
+@pytest.mark.parametrize("large", [0, writing.LARGE])
 @pytest.mark.parametrize("name", ["a.weight", "a.bias"])
 def test_what_is_not_finite_in_one_block_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: int
 ) -> None:
     monkeypatch.setattr(rtn, "kernels", compiled.Kernels)
-    monkeypatch.setattr(row_blocks, "LARGE", large)
+    monkeypatch.setattr(writing, "LARGE", large)
     tensors = {"a.weight": torch.randn(96, 128), "a.bias": torch.randn(96)}
     tensors[name][70] = torch.inf
     save_file(tensors, tmp_path / "in.safetensors")
-    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    monkeypatch.setattr(reading, "BLOCK", 1)
     with pytest.raises(CheckpointError, match=f"{name.removesuffix('.weight')}.* NaN or infinite"):
         run(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "quantize/rtn-w4")
     assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
@@ -478,7 +479,7 @@ def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> 
 
 def test_the_plan_says_what_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tucker's directions go across the rows of a kernel; layers within a block do not count."""
-    monkeypatch.setattr(row_parts, "BLOCK", 1 << 12)
+    monkeypatch.setattr(reading, "BLOCK", 1 << 12)
     tensors = {"fc.weight": torch.randn(32, 24, 3, 3), "small.weight": torch.randn(8, 8, 3, 3)}
     save_file(tensors, tmp_path / "in.safetensors")
     told = {}

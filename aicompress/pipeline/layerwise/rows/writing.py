@@ -28,7 +28,6 @@ from aicompress.layer import LayerInfo
 from aicompress.measure import relative, squared_sums
 from aicompress.methods.capabilities import Measured, Rounded
 from aicompress.methods.layerwise import AnyLayerMethod
-from aicompress.pipeline.layerwise import row_parts
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.report_rows import (
     COARSE_NOTE,
@@ -39,6 +38,7 @@ from aicompress.pipeline.layerwise.report_rows import (
     rounded_note,
     shared_note,
 )
+from aicompress.pipeline.layerwise.rows import reading
 from aicompress.pipeline.step.blocks import copied_in_parts
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.pipeline.step.output import Output
@@ -110,12 +110,12 @@ class RowBlocks:
             yield self._finish(*begun.popleft())
 
     def _begin(self, name: str) -> list[Future[BySums]]:
-        if not row_parts.divisible(self.compression, name, self.layers.get(name, [])):
+        if not reading.divisible(self.compression, name, self.layers.get(name, [])):
             return []
         job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
         if job is not None and job.group is not None:
             return self._begin_group(job.group)
-        parts = row_parts.slices(self.compression, name, job)
+        parts = reading.slices(self.compression, name, job)
         outline = self.compression.checkpoint.outline(name) if job is None else None
         if outline is not None and not outline.in_proportion():
             return [self.pool.submit(self._copied_in_parts, name)]
@@ -134,8 +134,8 @@ class RowBlocks:
         """Begin layers that share what they become, unless one of the others has."""
         if group not in self.groups:
             jobs = [self.layers[member][0] for member in group.members]
-            whole = not all(row_parts.divisible(self.compression, job.info.tensor, [job]) for job in jobs)
-            parts = [] if whole else row_parts.slices(self.compression, group.members[0], jobs[0])
+            whole = not all(reading.divisible(self.compression, job.info.tensor, [job]) for job in jobs)
+            parts = [] if whole else reading.slices(self.compression, group.members[0], jobs[0])
             self.groups[group] = [self.pool.submit(self._together, jobs, rows) for rows in parts]
         return self.groups[group]
 
@@ -145,7 +145,7 @@ class RowBlocks:
         divided = rows_apart.divided if rows_apart is not None and self._parted(name) else None
         if divided is None or len(parts) == 1:
             return [job.config] * len(parts)
-        readers = [partial(row_parts.read, self.compression, job, rows) for rows in parts]
+        readers = [partial(reading.read, self.compression, job, rows) for rows in parts]
         return divided(job.info, readers, job.config)
 
     def _parted(self, name: str) -> bool:
@@ -156,7 +156,7 @@ class RowBlocks:
 
     def _lengths(self, name: str, job: LayerPlan, rows: slice, config: Any) -> dict[str, int]:
         """How long the tensors are that a block of rows gives, by their names on disk."""
-        outline = self.compression.method.outline(row_parts.part_of(job.info, rows), config)
+        outline = self.compression.method.outline(reading.part_of(job.info, rows), config)
         tensors = {} if isinstance(outline, Dense) else self.output.encode(name, outline)
         return {disk: len(tensor) for disk, tensor in tensors.items()}
 
@@ -202,7 +202,7 @@ class RowBlocks:
     def _block(self, name: str, rows: slice, job: LayerPlan, begin: Mapping[str, int]) -> BySums:
         """Read, compress and write some rows of a parameter."""
         if self.compiled and job.info.outline is None:
-            axis = row_parts.axis_of(self.compression.checkpoint, name, job)
+            axis = reading.axis_of(self.compression.checkpoint, name, job)
             tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop, axis)
             start = time.perf_counter()
             measured = self.compiled(job.info.matrix(tensor).contiguous(), job.info, job.config)
@@ -210,7 +210,7 @@ class RowBlocks:
             if measured is not None:
                 self._put(name, measured.weight, rows.start)
                 return {name: ErrorSums(measured.error, measured.norm, seconds, is_coarse(measured.weight))}
-        layer = row_parts.read(self.compression, job, rows)
+        layer = reading.read(self.compression, job, rows)
         start = time.perf_counter()
         weight = self.compression.method.stored(layer, self.compression.method.apply(layer, job.config), job.outline)
         seconds = time.perf_counter() - start
@@ -224,7 +224,7 @@ class RowBlocks:
     def _together(self, jobs: Sequence[LayerPlan], rows: slice) -> BySums:
         """Read, compress and write the same rows of layers that share what they become."""
         assert self.compression.method.shares is not None
-        layers = [row_parts.read(self.compression, job, rows) for job in jobs]
+        layers = [reading.read(self.compression, job, rows) for job in jobs]
         start = time.perf_counter()
         weights = self.compression.method.shares.compress(layers, jobs[0].config)
         seconds = (time.perf_counter() - start) / len(layers)
@@ -241,7 +241,7 @@ class RowBlocks:
             begin: where their part of a tensor begins, by its name on disk, if not in proportion to the rows.
         """
         dense, job = self.output.parameters[name].dense, next(iter(self.layers.get(name, [])), None)
-        axis = row_parts.axis_of(self.compression.checkpoint, name, job if job and job.config is not None else None)
+        axis = reading.axis_of(self.compression.checkpoint, name, job if job and job.config is not None else None)
         if isinstance(weight, Dense):
             matrix = weight.matrix.t() if axis else weight.matrix.reshape(-1, *dense.shape[1:])
             weight = matrix.to(dense.dtype)
