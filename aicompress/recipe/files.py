@@ -155,6 +155,9 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         if (path == "student.config" or (last in SOURCES and last != "hub")) and isinstance(parsed, str):
             parsed = str(expanded(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
         target[_item(target, last, path) if isinstance(target, list) else last] = parsed
+    made = plain.get("calibration")  # by an edit, after the text was given to the sections that were there
+    if isinstance(made, dict) and not made.keys() & {*SOURCES, "drawn"}:
+        plain["calibration"] = {**with_text({}, overrides).get("calibration", {}), **made}
     return plain
 
 

@@ -83,8 +83,8 @@ def validated(kind: type[RecipePart], fields: dict[str, Any], where: str) -> Rec
 
 
 def _may_be_null(field: Any) -> bool:
-    """Whether null is looked at; for a list or a section with a default it is what comments alone leave there."""
-    return field is None or not isinstance(field.default, tuple | BaseModel)
+    """Whether null is a value of a field; of one with a default it takes back what was given, or was left empty."""
+    return field is None or field.is_required() or type(None) in getattr(field.annotation, "__args__", ())
 
 
 def _explain(problem: Any, kind: type[BaseModel], where: str, fields: dict[str, Any]) -> RecipeError:

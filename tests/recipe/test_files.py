@@ -49,3 +49,11 @@ def test_a_text_that_holds_rows_is_read_as_rows(name: str, kind: str, tmp_path: 
     edited = with_overrides(plain, [f"text={tmp_path / name}", "calibration.field=messages"])
     assert edited["calibration"] == {kind: str(tmp_path / name), "samples": 3, "field": "messages"}
     assert with_text({}, [f"text={tmp_path / name}"])["calibration"] == {kind: str(tmp_path / name)}
+
+
+def test_a_calibration_that_an_edit_makes_reads_the_text(tmp_path: Path) -> None:
+    edits = [f"text={tmp_path / 'a.txt'}", "calibration.samples=4"]
+    plain = {"version": 1, "method": {"name": "width"}}
+    assert with_overrides(plain, edits)["calibration"] == {"text": str(tmp_path / "a.txt"), "samples": 4}
+    drawn = with_overrides({"version": 1, "method": {}}, [*edits, "calibration.drawn=8"])
+    assert drawn["calibration"] == {"samples": 4, "drawn": 8}

@@ -290,6 +290,13 @@ def test_sections_of_comments_alone_are_as_if_they_were_not_there(tmp_path: Path
     assert load(tmp_path, GOOD + "select:\nrules:\n# - {match: fc1}\nlevels:\ngates:\nreport:\n") == plain
 
 
+def test_null_takes_back_what_a_recipe_gives(tmp_path: Path) -> None:
+    taken = load(tmp_path, GOOD, "method.group_size=null")
+    assert taken.method.model_fields_set == {"name", "bits"}
+    with pytest.raises(RecipeError, match=r"method\.name is missing"):
+        load(tmp_path, GOOD, "method=null")
+
+
 @pytest.mark.parametrize(("written", "read"), [("0", "0"), ("-1", "-1"), ("[0, 2]", "0,2"), ('"0-1"', "0-1")])
 def test_depths_may_be_numbers(written: str, read: str, tmp_path: Path) -> None:
     (level,) = load(tmp_path, GOOD + f"levels: [{{layers: {written}, bits: 8}}]\n").levels
