@@ -139,8 +139,8 @@ def check_rows_give_what_they_give_in_the_whole(method: LayerMethod, fields: dic
     layer = layer_of(method, *given)
     config = resolved(method, layer, fields)
     whole = method.apply(layer, config).dense()
-    info = dataclasses.replace(layer.info, shape=(16, 128), tensor_shape=(16, 128))
-    blocks = [Layer(info, rows, Dense(rows), None, seed=n) for n, rows in enumerate(layer.weight.split(16))]
+    info = dataclasses.replace(layer.info, shape=(16, 128), tensor_shape=(16, *layer.info.tensor_shape[1:]))
+    blocks = [Layer(info, rows, Dense(rows), None, seed=layer.seed) for rows in layer.weight.split(16)]
     assert method.row_wise is not None
     divided = method.row_wise.divided if method.row_wise.divides(config) else None
     shares = divided(layer.info, [lambda b=b: b for b in blocks], config) if divided else [config] * len(blocks)

@@ -84,6 +84,8 @@ def apply(layer: Layer, config: SpatialConfig) -> Weight:
 
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: SpatialConfig) -> list[SpatialConfig]:
     """A config for each block of rows, with what all rows of the matrix gave."""
+    if not suits(info):
+        return [config] * len(blocks)
     configs = svd.of_blocks(rearranged(info), [partial(turned, read) for read in blocks], config)
     return [SpatialBlockConfig.model_construct(**dict(config), rows=rows) for rows in configs]
 
