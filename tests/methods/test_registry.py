@@ -13,6 +13,9 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.methods import COMMANDS, get, methods, quantize
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING
+from aicompress.statistics import column_statistics
 from tests.methods.contract import layer_of, resolved, variants
 from tests.pipeline.calibration.steps import run, text, write_recipe
 
@@ -130,3 +133,13 @@ def test_every_method_says_when_to_take_it() -> None:
             assert "\n" not in method.when
             assert not method.when.endswith(".")
             assert method.when != method.summary
+
+
+def test_every_statistic_that_a_layer_wise_method_reads_is_one() -> None:
+    known = {"gram", "frequency", *column_statistics(), *OF_GRADIENTS, *OF_TRAINING}
+    read = {name: method.needs - known for command in COMMANDS for name, method in layer_wise(command).items()}
+    assert {name: unknown for name, unknown in read.items() if unknown} == {}
+
+
+def layer_wise(command: str) -> dict[str, LayerMethod]:
+    return {name: each for name, each in methods(command).items() if isinstance(each, LayerMethod)}
