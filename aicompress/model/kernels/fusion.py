@@ -85,8 +85,9 @@ class ResidualNorm(nn.Module):
         """(rows, in) and (rows, out), both bfloat16 -> (rows, out)."""
         norm, dense = self.LayerNorm, self.dense
         y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, dense.packed, dense.small_bias, "add")
-        y = F.layer_norm(y, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return y.to(self.dtype)
+        # PyTorch normalises bfloat16 by bfloat16 or float32 numbers, and not by float16 ones.
+        weight, bias = (each.float() if each.dtype is torch.float16 else each for each in (norm.weight, norm.bias))
+        return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps).to(self.dtype)
 
 
 def _narrow(attention: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -55,6 +55,18 @@ def test_joined_encoders_stay_near_the_reference(kind: str, tmp_path: Path, monk
     assert relative(states(fast), states(reference)) < 1.5e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_joined_encoders_of_narrow_numbers(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
+    folder = encoder("bert", tmp_path / "in")
+    AutoModel.from_pretrained(folder).to(dtype).save_pretrained(folder)
+    path = compress(folder, tmp_path / "out", lambda info, w: integers(w, 8) if info.kind == "linear" else None)
+    fast, reference = load(path), load(path, kernels="reference")
+    assert isinstance(fast.encoder.layer[0].output, ResidualNorm)
+    assert states(fast).dtype == dtype
+    assert relative(states(fast).float(), states(reference).float()) < 1.5e-2
+
+
 @pytest.mark.parametrize("dense", ["output.dense", "query", "intermediate.dense"])
 def test_a_layer_with_a_plain_neighbour_is_left_alone(
     dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
