@@ -166,7 +166,9 @@ class Rounded:
 
 @dataclass(frozen=True)
 class RowWise(Generic[C]):
-    """Rows are compressed independently and without random numbers, so that a large layer is done in blocks of rows.
+    """Rows are compressed independently, so that a large layer is done in blocks of rows.
+
+    Random numbers are drawn for all of them at once, in `divided`, from the first block's seed.
 
     Attributes:
         independent: config -> whether rows are independent, or become so with the configs of `divided`.
