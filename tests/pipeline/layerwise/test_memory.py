@@ -46,6 +46,7 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("export", {"name": "fixed"}, "-mask-coded"),
     ("prune", {"name": "magnitude", "sparsity": 0.9}, "-mask-coded"),
     ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-codes-coded"),
+    ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-mask"),
 ]
 MEASURE = """
 import ctypes, json, os, sys

@@ -187,6 +187,7 @@ def stored_forms() -> dict[str, Weight]:
     }
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("coded", [False, True], ids=["", "coded"])
 @pytest.mark.parametrize("form", stored_forms())
 def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
@@ -206,7 +207,7 @@ def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
         return read(ref, begins, spec, name)
 
     def written(name: str, recipe: str, *overrides: str) -> bytes:
-        out = tmp_path / f"{name}-{recipe.partition('/')[0]}.safetensors"
+        out = tmp_path / f"{name}-{recipe.replace('/', '-')}.safetensors"
         if recipe == "export":
             export.run(
                 export.make_plan(source, Destination(out), ExportRecipe(method={"name": "dense"})),
@@ -216,8 +217,9 @@ def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
             run(source, out, recipe, "select.include=['a']", *overrides)
         return out.read_bytes()
 
-    method = ("prune/magnitude-50", "method.store=dense") if "mask" in form else ("quantize/rtn-w8",)
-    for recipe in (("export",), method)[: 1 if weight.parts() else 2]:
+    pruned = ("prune/magnitude-90-sparse",), ("prune/magnitude-50", "method.store=dense")
+    recipes = (("export",), ("quantize/rtn-w3", "method.group_size=20"), *(pruned if "mask" in form else ()))
+    for recipe in recipes[: 1 if weight.parts() else 4]:
         with monkeypatch.context() as patched:
             patched.setattr(reading, "BLOCK", 8000)
             patched.setattr(blocks, "BLOCK", 6000)

@@ -12,6 +12,7 @@ from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.layerwise.rows.kept import is_kept_apart
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.weights import Dense, Weight
 from aicompress.weights.coding.rows import row_slices
@@ -104,7 +105,9 @@ def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[st
 
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     stored = layer.info.outline is not None
-    if stored and (layer.info.part or layer.group or (layer.outline and not layer.outline.in_proportion())):
+    if stored and (layer.info.part or layer.group):
+        return False
+    if stored and layer.outline and not layer.outline.in_proportion() and not is_kept_apart(layer.outline):
         return False
     if layer.product is not None or (layer.group is not None and not (method.shares and method.shares.row_wise)):
         return False

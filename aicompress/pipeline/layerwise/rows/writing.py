@@ -39,6 +39,7 @@ from aicompress.pipeline.layerwise.report_rows import (
     shared_note,
 )
 from aicompress.pipeline.layerwise.rows import reading
+from aicompress.pipeline.layerwise.rows.kept import KeptBlocks, is_kept_apart
 from aicompress.pipeline.step.blocks import copied_in_parts
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.pipeline.step.output import Output
@@ -121,10 +122,14 @@ class RowBlocks:
             return [self.pool.submit(self._copied_in_parts, name)]
         if job is None:
             return [self.pool.submit(self._copied, name, rows) for rows in parts]
-        begin: dict[str, int] = {}
-        submitted = []
+        begin, submitted = dict[str, int](), list[Future[BySums]]()
+        in_order = job.info.outline is not None and job.outline is not None and is_kept_apart(job.outline)
+        kept = KeptBlocks(name, self.output, self.writer) if in_order else None
         for rows, config in zip(parts, self._configs(job, name, parts), strict=True):
-            submitted.append(self.pool.submit(self._block, name, rows, replace(job, config=config), dict(begin)))
+            put = partial(self._put, name, start=rows.start, begin=dict(begin))
+            if kept is not None:
+                put = partial(kept.put, previous=submitted[-1] if submitted else None, is_last=rows is parts[-1])
+            submitted.append(self.pool.submit(self._block, name, rows, replace(job, config=config), put))
             if config is not job.config and job.info.outline is None:  # else rows are stored in proportion
                 for disk, length in self._lengths(name, job, rows, config).items():
                     begin[disk] = begin.get(disk, 0) + length
@@ -199,7 +204,7 @@ class RowBlocks:
             self._put(name, checkpoint.weight(name), 0)
         return {name: ErrorSums()}
 
-    def _block(self, name: str, rows: slice, job: LayerPlan, begin: Mapping[str, int]) -> BySums:
+    def _block(self, name: str, rows: slice, job: LayerPlan, put: Callable[[Weight], None]) -> BySums:
         """Read, compress and write some rows of a parameter."""
         if self.compiled and job.info.outline is None:
             axis = reading.axis_of(self.compression.checkpoint, name, job)
@@ -208,13 +213,13 @@ class RowBlocks:
             measured = self.compiled(job.info.matrix(tensor).contiguous(), job.info, job.config)
             seconds = time.perf_counter() - start
             if measured is not None:
-                self._put(name, measured.weight, rows.start)
+                put(measured.weight)
                 return {name: ErrorSums(measured.error, measured.norm, seconds, is_coarse(measured.weight))}
         layer = reading.read(self.compression, job, rows)
         start = time.perf_counter()
         weight = self.compression.method.stored(layer, self.compression.method.apply(layer, job.config), job.outline)
         seconds = time.perf_counter() - start
-        self._put(name, weight, rows.start, begin)
+        put(weight)
         sums = squared_sums(layer.weight, weight)
         assert job.outline is not None
         size = outline_nbytes(job.outline) * layer.info.shape[0] // job.info.shape[0]  # its part of the layer's bytes
