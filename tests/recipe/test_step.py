@@ -11,6 +11,8 @@ import torch
 from aicompress import recipe
 from aicompress.errors import Problems, RecipeError
 from aicompress.layer import LayerInfo
+from aicompress.methods import get
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.recipe.files import read_yaml
 
 GOOD = "version: 1\nmethod: {name: rtn, bits: 4, group_size: 64}\n"
@@ -189,6 +191,17 @@ def test_shipped_recipes_are_found_by_name() -> None:
         with pytest.raises(RecipeError) as refusal:
             recipe.find(wrong, command)
         assert refusal.value.hint == "did you mean 'quantize/rtn-w4'?"
+
+
+@pytest.mark.parametrize("path", sorted((recipe.shipped() / "quantize").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_suit_layers_of_any_width(path: Path) -> None:
+    made = recipe.load(f"quantize/{path.stem}", "quantize")
+    method = get("quantize", made.method.name)
+    layer = LayerInfo("fc", "fc.weight", "linear", (90, 100), (90, 100), torch.float32)
+    config, _ = made.config_for(layer)
+    assert isinstance(method, LayerMethod)
+    assert config is not None
+    assert method.check(layer, config.fitted(100)) is None
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
