@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aicompress.model.blocks.input_statistics import PANEL, Sums
+from aicompress.model.blocks.input_statistics import PANEL, InputSums
 from aicompress.model.kernels.bf16_products import RoundedLayers, bfloat16_products, rounds
 from aicompress.model.kernels.linear import has_fast_bfloat16
 
@@ -44,7 +44,7 @@ def test_float32_never_rounds() -> None:
 @pytest.mark.parametrize("width", [3, PANEL, 2 * PANEL + 9])
 @pytest.mark.parametrize("active", [False, True])
 def test_a_gram_matrix_is_whole_symmetric_and_positive(width: int, active: bool) -> None:
-    sums = Sums(frozenset({"gram"}), active)
+    sums = InputSums(frozenset({"gram"}), active)
     rows = draw(600, width)
     sums.add(rows[:400])
     sums.add(rows[400:])
@@ -62,7 +62,7 @@ def test_a_bfloat16_model_loses_nothing() -> None:
     rows = draw(300, 96).bfloat16()
     grams = []
     for active in (False, True):
-        sums = Sums(frozenset({"gram"}), active)
+        sums = InputSums(frozenset({"gram"}), active)
         sums.add(rows)
         grams.append(sums.mean().gram)
     torch.testing.assert_close(grams[0], grams[1], rtol=1e-4, atol=1e-5)
