@@ -212,6 +212,7 @@ def _two_products(task: Any) -> None:
         _product_of(given, (count, columns, rank), right, zeros, inner, sums)
         _product_of((inner, count, inner), (count, rank, outputs), left, biases, out + 2 * first * outputs, sums)
     _released()
+    room[0] = 0  # numba frees an array once its name was used for the last time, and another thread may be given it
 
 
 _entry = functools.partial(numba.cfunc, types.void(types.CPointer(types.int64)))

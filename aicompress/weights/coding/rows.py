@@ -66,7 +66,7 @@ def row_slices(rows: int, width: int, most: int, multiple: int = 1) -> list[slic
 
     Args:
         rows, width: how many there are, and the numbers in each; a tensor may be empty.
-        most: numbers of a block, unless fewer rows than `together` would be.
+        most: numbers of a block, unless fewer rows than `multiple` would be.
         multiple: every block begins at a multiple of so many rows.
     """
     step = max(1, most // max(1, width) // multiple) * multiple

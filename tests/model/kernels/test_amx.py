@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from aicompress.model.kernels import amx, select
 from aicompress.model.kernels.amx import TiledFactors
 from aicompress.model.kernels.select import fast_linear
+from aicompress.pipeline.layerwise.rows import malloc
 from aicompress.weights import Dense, LowRank
 
 # What the products give; where they are chosen, and what happens without them, is tested on every processor.
@@ -55,6 +56,21 @@ def test_one_call_is_two_products(threads: int, rows: int, out: int, rank: int, 
     assert given.shape == reference.shape
     assert given.dtype == torch.bfloat16
     torch.testing.assert_close(given.float(), reference, rtol=1e-2, atol=2e-2)
+
+
+@here
+def test_threads_that_share_an_arena_have_room_of_their_own() -> None:
+    malloc.share_one_arena()  # as after a step in the same process: what one thread has freed, another one is given
+    before = torch.get_num_threads()
+    right, left = factors(1024, 64, 96)
+    x, product = inputs(257, 96), TiledFactors(right, left, None)
+    torch.set_num_threads(2)
+    try:
+        given = [product.multiply(x) for _ in range(20)]
+    finally:
+        torch.set_num_threads(before)
+    for each in given:
+        torch.testing.assert_close(each.float(), wanted(x, right, left, None), rtol=1e-2, atol=2e-2)
 
 
 @here
