@@ -64,7 +64,8 @@ class PlanSummary:
         readers: classes of transformers that load it, as far as they were tried.
         untouched: what a layer-wise step leaves as it is; None for others.
         notes: what the user asked for, and the plan has settled.
-        at_most: codes are entropy-coded, and take fewer bytes than are planned: how many, the data decides.
+        at_most: the output takes fewer bytes than are planned, as codes are entropy-coded, or a search lets less stay.
+        is_average: the data decides what stays of each layer: the bytes are those of equal shares.
     """
 
     command: str
@@ -84,6 +85,7 @@ class PlanSummary:
     untouched: Untouched | None = None
     notes: tuple[str, ...] = ()
     at_most: bool = False
+    is_average: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -111,7 +113,8 @@ def files(plan: PlanSummary) -> Table:
     rows: list[tuple[str, int]] = list(plan.weight_files.items())
     rows.append(("configuration and side files", plan.other_bytes))
     what = "the report comes on top" if plan.undecided is None else "with the least of all choices, and no report"
-    what += "; at most, before codes are entropy-coded" if plan.at_most else ""
+    what += "; at most" if plan.at_most else ""
+    what += "; about, by equal shares of all layers" if plan.is_average else ""
     return Table.of(f"Files ({what})", ("file", "bytes"), rows)
 
 
@@ -133,8 +136,8 @@ def headline(plan: PlanSummary) -> str:
         aims = ", ".join((f"{search.target} {value}", *search.levels))
         return f"weights {before} → {span}: the bits of {search.layers} layers are measured and chosen for {aims}"
     ratio = numbers.ratio(plan.weight_bytes / plan.bytes_before if plan.bytes_before else None)
-    most = "at most " if plan.at_most else ""
-    return f"weights {numbers.exact_size(plan.bytes_before)} → {most}{numbers.exact_size(plan.weight_bytes)}, {ratio}"
+    known = "at most " if plan.at_most else "about " if plan.is_average else ""
+    return f"weights {numbers.exact_size(plan.bytes_before)} → {known}{numbers.exact_size(plan.weight_bytes)}, {ratio}"
 
 
 def layout(plan: PlanSummary) -> str:

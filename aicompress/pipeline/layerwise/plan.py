@@ -144,6 +144,9 @@ class Plan:
         left = untouched(self.checkpoint, self.layers)
         notes = (*summary.notes, *self.notes)
         summary = replace(summary, survey=tuple(self.request.survey.measured), untouched=left, notes=notes)
+        if any(not isinstance(layer.outline, Dense) for layer in changed):  # else zeros are stored as they were
+            most = summary.at_most or UNTRIED in self.warnings
+            summary = replace(summary, at_most=most, is_average=UNDECIDED in self.warnings)
         if self.undecided is None:
             return summary
         shown = (open_row(row, self.open[row.name]) if row.name in self.open else row for row in summary.rows)

@@ -22,6 +22,7 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 from aicompress.report.model import Report
+from aicompress.report.plan import headline
 from tests.pipeline.calibration.steps import text
 
 WINDOW = 32
@@ -115,7 +116,9 @@ def test_a_budget_is_kept_by_ranks_that_calibration_decides(
 ) -> None:
     budget, data = 150_000, text(text_file, samples=8)
     method = {"name": "whitened", "target_bytes": budget}
-    assert UNDECIDED in planned(trained_llama, tmp_path / "plan", method, data).warnings
+    plan = planned(trained_llama, tmp_path / "plan", method, data)
+    assert UNDECIDED in plan.warnings
+    assert "→ about " in headline(plan.summary())
     report = run(trained_llama, tmp_path / "out", method, data)
     assert UNDECIDED not in report.warnings
     assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) <= budget
@@ -130,6 +133,7 @@ def test_the_fewest_bytes_within_a_divergence(tmp_path: Path, trained_llama: Pat
         planned(trained_llama, tmp_path / "no data", method)
     plan = planned(trained_llama, tmp_path / "out", method, data)
     assert UNTRIED in plan.warnings
+    assert "→ at most " in headline(plan.summary())
     assert {layer.config.shift for layer in plan.layers if layer.config is not None} == {0.0}
     start = time.perf_counter()
     said: list[str] = []

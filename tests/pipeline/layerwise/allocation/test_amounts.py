@@ -11,6 +11,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Problems, RecipeError
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise.plan import UNDECIDED
+from aicompress.report.plan import headline
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.calibration.test_gradients import planned, run, write_recipe
 
@@ -38,7 +39,9 @@ def test_the_total_is_exact_and_the_layers_differ(
     tmp_path: Path, trained_llama: Path, text_file: Path, method: dict[str, Any]
 ) -> None:
     recipe = write_recipe(tmp_path, text(text_file, samples=4), method={**method, "sparsity": 0.7})
-    assert UNDECIDED in planned(trained_llama, tmp_path / "out", recipe).warnings
+    plan = planned(trained_llama, tmp_path / "out", recipe)
+    assert UNDECIDED in plan.warnings
+    assert ("→ about " in headline(plan.summary())) == (method.get("store") == "sparse")
     report = run(trained_llama, tmp_path / "out", recipe)
     counts = survivors(tmp_path / "out")
     sizes = {name: Checkpoint.open(trained_llama).dense(name).numel() for name in counts}
