@@ -21,8 +21,9 @@ from aicompress.methods.capabilities import Candidate, RowWise
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune import magnitude
+from aicompress.methods.prune.masks.already_sparse import resolve_stored
 from aicompress.methods.prune.masks.global_threshold import share_globally
-from aicompress.methods.prune.masks.sparsity import SCORED, SparsityConfig, check, describe, outline, resolve_stored
+from aicompress.methods.prune.masks.sparsity import SCORED, SparsityConfig, check, describe, outline
 from aicompress.methods.zeros import mask_of
 from aicompress.weights import Weight
 

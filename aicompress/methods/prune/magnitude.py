@@ -17,6 +17,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, RowWise
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.prune.masks.already_sparse import resolve_stored
 from aicompress.methods.prune.masks.global_threshold import by_blocks, share_globally
 from aicompress.methods.prune.masks.masks import global_cut, parse_pattern, tile_sums
 from aicompress.methods.prune.masks.permutation import permuting, pruned_in_order, regrouped
@@ -30,7 +31,6 @@ from aicompress.methods.prune.masks.sparsity import (
     outline,
     present,
     ranked,
-    resolve_stored,
 )
 from aicompress.weights import Masked, Weight
 from aicompress.weights.grouping import LARGEST, word

@@ -17,6 +17,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import Layer
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.prune.masks.already_sparse import resolve_stored
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import (
     SparsityConfig,
@@ -25,7 +26,6 @@ from aicompress.methods.prune.masks.sparsity import (
     describe,
     masked,
     outline,
-    resolve_stored,
 )
 from aicompress.weights import Weight
 

@@ -20,6 +20,7 @@ from aicompress.methods.curvature import inverse_factor, raw_gram, shifted
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
+from aicompress.methods.prune.masks.already_sparse import counted
 from aicompress.methods.prune.masks.calibrated import (
     CalibratedConfig,
     SurvivorAim,
@@ -32,7 +33,7 @@ from aicompress.methods.prune.masks.calibrated import (
 )
 from aicompress.methods.prune.masks.obs import Choose, PruningSweep
 from aicompress.methods.prune.masks.permutation import permuting, permuting_together
-from aicompress.methods.prune.masks.sparsity import counted, keep_of, present, ranked
+from aicompress.methods.prune.masks.sparsity import keep_of, present, ranked
 from aicompress.methods.prune.masks.survey import surveying
 from aicompress.methods.zeros import mask_of
 from aicompress.weights import Weight

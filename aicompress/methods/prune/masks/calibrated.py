@@ -15,6 +15,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.curvature import damped, inverse_factor, over, raw_gram, shifted
 from aicompress.methods.prune.masks import sparsity
+from aicompress.methods.prune.masks.already_sparse import resolve_stored
 from aicompress.methods.prune.masks.candidates import UNSTRUCTURED, explicit, fitting, understood
 from aicompress.methods.prune.masks.refit import refit
 from aicompress.methods.prune.masks.sparsity import SparsityConfig, masked, present, store, store_codes
@@ -117,7 +118,7 @@ def resolve(candidates: Sequence[Candidate[K]], other_bytes: int) -> list[K]:
         RecipeError: it cannot, or nothing would be left of a layer.
     """
     require_reachable(candidates, other_bytes)
-    return sparsity.resolve_stored(candidates, other_bytes)
+    return resolve_stored(candidates, other_bytes)
 
 
 def require_reachable(candidates: Sequence[Candidate[K]], other_bytes: int) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.prune.masks.grouped import grouping_of, ordered
 from aicompress.methods.prune.masks.masks import Keep, kept_count, parse_block, parse_pattern
@@ -79,9 +76,6 @@ class SparsityConfig(MethodConfig):
     @property
     def tile(self) -> tuple[int, int]:
         return (1, 1) if self.block is None else parse_block(self.block)
-
-
-S = TypeVar("S", bound=SparsityConfig)
 
 
 def keep_of(shape: tuple[int, int], config: SparsityConfig) -> Keep:
@@ -228,42 +222,6 @@ def masked(layer: Layer, mask: Tensor, config: SparsityConfig) -> Weight:
     return store(layer, original(layer), mask, config)
 
 
-def survivors(candidate: Candidate[S]) -> int:
-    """How many weights of an already sparse layer stay: its mask decides, no score changes it; reads it once."""
-    config = candidate.config
-    keep = keep_of(candidate.info.shape, config)
-    if keep.group is None and not keep.per_row:
-        return min(keep.kept, sum(int(present(read()).sum()) for read in candidate.parts))
-    rows = (read() for read in candidate.parts)
-    return sum(int(choose(part, torch.ones(part.weight.shape), config).sum()) for part in rows)
-
-
-def resolve_stored(candidates: Sequence[Candidate[S]], other_bytes: int) -> list[S]:
-    """How many weights of already sparse layers stay, which only their masks tell."""
-    return counted(candidates, survivors)
-
-
-def counted(candidates: Sequence[Candidate[S]], count: Callable[[Candidate[S]], int]) -> list[S]:
-    """Note in the config of every already sparse layer how many of its weights stay.
-
-    Raises:
-        RecipeError: nothing would be left of a layer.
-    """
-    return [_counted(candidate, count) for candidate in candidates]
-
-
-def _counted(candidate: Candidate[S], count: Callable[[Candidate[S]], int]) -> S:
-    config = candidate.config
-    if mask_of(candidate.info.outline) is None or config.scope == "global" or config.block is not None:
-        return config
-    kept = count(candidate)
-    if kept == 0:
-        raise RecipeError(
-            f"{candidate.info.name}: what it has left would be pruned too", "lower the sparsity, or exclude the layer"
-        )
-    return config.model_copy(update={"kept": kept})
-
-
 def describe(config: SparsityConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
     count = weight.shape[0] * weight.shape[1]
@@ -288,21 +246,3 @@ def _note(kept: int, count: int, config: SparsityConfig, weight: Weight) -> str:
     size = outline_nbytes(sparse)
     form = "the sparse form" if size >= outline_nbytes(weight) else "store: sparse"
     return f"{what}: no bytes saved; {form} would take {size} bytes"
-
-
-__all__ = [
-    "SparsityConfig",
-    "check",
-    "choose",
-    "counted",
-    "describe",
-    "keep_of",
-    "masked",
-    "original",
-    "outline",
-    "present",
-    "ranked",
-    "resolve_stored",
-    "store",
-    "store_codes",
-]
