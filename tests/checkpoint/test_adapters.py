@@ -62,6 +62,7 @@ def changed(before: Checkpoint, after: Checkpoint) -> set[str]:
         ({"alpha_pattern": {"gate_proj": 2}}, 0.5),
         ({"alpha_pattern": {"^model.layers.0.mlp.gate_proj$": 2, "gate_proj": 4}}, 0.5),
         ({"alpha_pattern": {"up_proj": 2}}, 2.0),
+        ({"alpha_pattern": {r"layers\.1\..*": 4, r"layers\.\d+\.mlp\.(gate|up)_proj": 2}}, 0.5),
         ({"r": 16, "rank_pattern": {"mlp.gate_proj": 4}}, 2.0),
     ],
 )
@@ -115,6 +116,25 @@ def test_embeddings_biases_and_whole_modules(tiny_llama_untied: Path, tmp_path: 
     assert set(after.parameters()) - set(base.parameters()) == {"score.weight"}
 
 
+def test_an_adapted_embedding_is_saved_beside_its_factors(tiny_llama_untied: Path, tmp_path: Path) -> None:
+    """PEFT saves the embedding that is adapted, too, which may have grown since: the product is added to that one."""
+    factors = {f"{EMBED}.lora_embedding_A": noise(4, 256), f"{EMBED}.lora_embedding_B": noise(64, 4, seed=1)}
+    base = noise(256, 64, seed=2)
+    adapter = save_adapter(tmp_path / "a", {**factors, f"{EMBED}.base_layer.weight": base})
+    added = 2 * (factors[f"{EMBED}.lora_embedding_B"] @ factors[f"{EMBED}.lora_embedding_A"]).t()
+    after = merged(tiny_llama_untied, adapter)
+    torch.testing.assert_close(after.dense(f"{EMBED}.weight"), base + added)
+    torch.testing.assert_close(after.rows(f"{EMBED}.weight", 3, 9), (base + added)[3:9])
+
+
+def test_a_saved_module_and_not_the_one_it_stands_for(tiny_llama: Path, tmp_path: Path) -> None:
+    """With `bias: all` PEFT saves a bias of a module under three names."""
+    kinds = (".modules_to_save", "", ".original_module")
+    tensors = {f"model.norm{kind}.weight": noise(64, seed=seed) for seed, kind in enumerate(kinds)}
+    after = merged(tiny_llama, save_adapter(tmp_path / "a", tensors))
+    assert torch.equal(after.dense("model.norm.weight"), noise(64))
+
+
 def test_layers_that_store_the_transpose(tiny_gpt2: Path, tmp_path: Path) -> None:
     module = "transformer.h.0.attn.c_attn"
     tensors = pair(module, 144, 48)
@@ -147,7 +167,7 @@ def test_a_prefix_that_one_of_the_two_lacks(tiny_bert: Path, tmp_path: Path) -> 
         (pair(GATE, 128, 64), {"target_parameters": ["experts"]}, "target_parameters"),
         (pair(GATE, 128, 64), {"r": 8}, "rank 4"),
         (pair(GATE, 128, 64), {"lora_alpha": None}, "alpha None"),
-        (pair(GATE, 128, 64), {"alpha_pattern": {"(a+)+": 2}}, "not understood"),
+        (pair(GATE, 128, 64), {"alpha_pattern": {"(gate": 2}}, "not a regular expression"),
         (pair(GATE, 128, 64), {"rank_pattern": ["gate_proj"]}, "not a mapping"),
         (pair(GATE, 128, 64, rank=0), {"r": 0}, "lora_A"),
         ({f"{GATE}.lora_A.weight": noise(4), f"{GATE}.lora_B.weight": noise(4)}, {}, "lora_A"),

@@ -16,6 +16,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.cli.app import app
 from aicompress.cli.step import adapted
 from aicompress.errors import CheckpointError, Refused
+from aicompress.pipeline.step.input import Adapted, open_input
 from tests.checkpoint.test_adapters import GATE, merged, pair, save_adapter
 
 
@@ -41,6 +42,25 @@ def test_export_and_quantize_read_the_merged_model(
     app(["quantize", str(tmp_path / "dense"), str(tmp_path / "two"), *recipe], standalone_mode=False)
     one, two = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "two")
     assert all(torch.equal(one.dense(name), two.dense(name)) for name in two.parameters())
+
+
+@pytest.mark.parametrize("keeps_ties", [False, True])
+@pytest.mark.parametrize("adapted", ["model.embed_tokens", "lm_head"])
+def test_what_is_tied_to_an_adapted_weight_keeps_its_numbers(
+    tiny_llama: Path, tmp_path: Path, adapted: str, keeps_ties: bool
+) -> None:
+    """PEFT adapts the module that is named: the other one still multiplies by what they shared."""
+    other = {"model.embed_tokens": "lm_head", "lm_head": "model.embed_tokens"}[adapted]
+    adapter = save_adapter(tmp_path / "lora", pair(adapted, 256, 64), ensure_weight_tying=keeps_ties)
+    base = Checkpoint.open(tiny_llama).dense("model.embed_tokens.weight")
+    after, warnings = open_input(Adapted(tiny_llama, ((str(adapter), 1.0),)))
+    moved = merged(tiny_llama, save_adapter(tmp_path / "same", pair("model.embed_tokens", 256, 64)))
+    assert torch.equal(after.dense(f"{adapted}.weight"), moved.dense("model.embed_tokens.weight"))
+    if keeps_ties and adapted == "model.embed_tokens":
+        assert f"{other}.weight" not in after.parameters()
+    else:
+        assert torch.equal(after.dense(f"{other}.weight"), base)
+        assert "differ: both are kept" in warnings[0]
 
 
 def test_eval_reads_the_merged_model(tiny_llama: Path, tmp_path: Path, heldout_file: Path) -> None:

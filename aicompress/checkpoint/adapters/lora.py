@@ -1,14 +1,15 @@
 """Read LoRA adapters as PEFT saves them: which product is added to which weight, and what takes another's place.
 
 W + weight * alpha / r * B A, with alpha / sqrt(r) for rsLoRA (Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023,
-arXiv:2312.03732). An embedding's factors are `lora_embedding_A` and `_B`; `modules_to_save` and biases are replaced.
+arXiv:2312.03732). An embedding's factors are `lora_embedding_A` and `_B`; `modules_to_save` and biases are replaced. An
+embedding that is adapted lies in the file as well (`base_layer`): it is what the product is added to.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from aicompress.checkpoint.header import TensorRef
 from aicompress.checkpoint.json_text import read_json
 from aicompress.checkpoint.source import ADAPTER_CONFIG, Source, local_folder
 from aicompress.errors import CheckpointError
+from aicompress.selection import Expression
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -26,7 +28,7 @@ _STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these change the ba
 # Fields that change what an adapter computes, when they are set at all.
 _UNREAD = (
     "use_dora", "use_qalora", "lora_bias", "alora_invocation_tokens", "target_parameters", "trainable_token_indices",
-    "layer_replication", "arrow_config", "megatron_config",
+    "layer_replication", "arrow_config", "megatron_config", "use_bdlora",
 )  # fmt: skip
 
 
@@ -57,6 +59,8 @@ class Adapter:
         factors: by module of the base model.
         replaced: parameters of the base model -> the tensors that take their place.
         fan_in_fan_out: it says that layers store (in, out).
+        keeps_ties: what is tied to an adapted weight is adapted with it; else it stays as it was (PEFT's
+            `ensure_weight_tying`).
     """
 
     source: Source
@@ -65,6 +69,7 @@ class Adapter:
     factors: Mapping[str, LoraFactors]
     replaced: Mapping[str, str]
     fan_in_fan_out: bool
+    keeps_ties: bool
 
     @classmethod
     def open(cls, name: str | Path, weight: float = 1.0) -> Adapter:
@@ -88,7 +93,8 @@ class Adapter:
         source = Source(folder, (folder / WEIGHTS,), {}, folder, None)
         tensors, _ = read_headers(source)
         factors, replaced = _sorted(folder, tensors, config)
-        return cls(source, weight, tensors, factors, replaced, bool(config.get("fan_in_fan_out")))
+        flags = bool(config.get("fan_in_fan_out")), bool(config.get("ensure_weight_tying"))
+        return cls(source, weight, tensors, factors, replaced, *flags)
 
 
 def _require_read(folder: Path, config: Mapping[str, Any]) -> None:
@@ -120,7 +126,8 @@ def _sorted(
     """
     pairs: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
-    for name in tensors:
+    ranks, alphas = (_patterns(folder, config, name) for name in ("rank_pattern", "alpha_pattern"))
+    for name in sorted(tensors, key=lambda name: ".modules_to_save." in name):  # these are what the model runs
         own = name.removeprefix(PREFIX)
         match = _FACTOR.match(own)
         if match:
@@ -128,16 +135,29 @@ def _sorted(
             pairs.setdefault(module, {})[f"{embedding or ''}{letter}"] = name
         elif "lora_" in own or "trainable_tokens" in own:
             raise _unread(folder, name)
-        else:
-            replaced[own.replace(".modules_to_save", "").replace(".base_layer", "").replace(".original_module", "")] = (
-                name
-            )
-    return {module: _factors(folder, module, pair, tensors, config) for module, pair in pairs.items()}, replaced
+        elif ".original_module." not in own:  # the module that another one stands for
+            replaced[own.replace(".modules_to_save", "").replace(".base_layer", "")] = name
+    factors = {}
+    for module, pair in pairs.items():
+        rank, alpha = ranks(module, config.get("r")), alphas(module, config.get("lora_alpha"))
+        factors[module] = _factors(folder, module, pair, tensors, rank, alpha, bool(config.get("use_rslora")))
+    return factors, replaced
 
 
 def _factors(
-    folder: Path, module: str, pair: Mapping[str, str], tensors: Mapping[str, TensorRef], config: Mapping[str, Any]
+    folder: Path,
+    module: str,
+    pair: Mapping[str, str],
+    tensors: Mapping[str, TensorRef],
+    said: Any,
+    alpha: Any,
+    stabilized: bool,
 ) -> LoraFactors:
+    """The product that is added to a module's weight; `said` is its rank, and `stabilized` that it is rsLoRA's.
+
+    Raises:
+        CheckpointError: a factor lacks its other half, or has another rank.
+    """
     prefix = "embedding_" if "embedding_A" in pair else ""
     if set(pair) != {f"{prefix}A", f"{prefix}B"}:
         raise _unread(folder, next(iter(pair.values())))
@@ -146,31 +166,34 @@ def _factors(
     if min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]):
         raise _unread(folder, a)
     rank = shapes[0][0]
-    said = _of_pattern(folder, config, "rank_pattern", module, config.get("r"))
-    alpha = _of_pattern(folder, config, "alpha_pattern", module, config.get("lora_alpha"))
     if rank != said or shapes[1][1] != rank or not isinstance(alpha, int | float):
         raise CheckpointError(
             f"{folder}: {module} has rank {rank} and alpha {alpha!r}, {ADAPTER_CONFIG} says rank {said!r}", _AGAIN
         )
-    return LoraFactors(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), bool(prefix))
+    return LoraFactors(a, b, alpha / (math.sqrt(rank) if stabilized else rank), bool(prefix))
 
 
-def _of_pattern(folder: Path, config: Mapping[str, Any], name: str, module: str, default: Any) -> Any:
-    """The value of the first pattern that names a module, or ends it.
+def _patterns(folder: Path, config: Mapping[str, Any], name: str) -> Callable[[str, Any], Any]:
+    """What gives (module, default) the value of the first pattern that matches a module's name, or its end.
 
     Raises:
-        CheckpointError: a pattern is a regular expression of more than dots.
+        CheckpointError: a pattern is no regular expression; from the function, when it takes too long.
     """
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
         raise CheckpointError(f"{folder}: {name} of its {ADAPTER_CONFIG} is not a mapping", "save the adapter again")
-    for pattern, value in patterns.items():
-        plain = str(pattern).removeprefix("^").removesuffix("$").replace("\\.", ".")
-        if re.search(r"[\\*+?()\[\]{}|]", plain):
-            raise CheckpointError(f"{folder}: {name} {pattern!r} is not understood", "name each module in full")
-        if module == plain or module.endswith(f".{plain}"):
-            return value
-    return default
+
+    def value(module: str, default: Any) -> Any:
+        try:
+            return next((value for pattern, value in compiled if pattern.matches(module)), default)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {name} {error}", "name each module in full") from error
+
+    try:
+        compiled = [(Expression(rf"(?:.*\.)?(?:{pattern})"), value) for pattern, value in patterns.items()]
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {name} {error}", "name each module in full") from error
+    return value
 
 
 def _unread(folder: Path, name: str) -> CheckpointError:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 from aicompress.checkpoint.adapters.lora import Adapter, LoraFactors
 from aicompress.checkpoint.foreign.layout import ForeignWeight, Read
@@ -17,36 +18,54 @@ from aicompress.layer import as_matrix
 from aicompress.weights import Dense, TensorSpec, Weight
 
 
-def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
+def with_adapter(
+    checkpoint: Checkpoint, adapter: Adapter, tied: Mapping[str, str] = MappingProxyType({})
+) -> Checkpoint:
     """The view of a checkpoint with an adapter merged into it.
+
+    Args:
+        checkpoint: what it is merged into.
+        adapter: the adapter.
+        tied: parameters that the checkpoint does not store -> the one that the model takes in their place. Where one
+            alone is adapted, the others keep their numbers, and are parameters of their own.
 
     Raises:
         CheckpointError: the checkpoint lacks a layer of the adapter, or has it in another shape.
     """
-    known = checkpoint.parameters()
+    stored = checkpoint.parameters()
+    known = {**stored, **{copy: stored[kept] for copy, kept in tied.items()}}
     number = len(checkpoint.foreign.beside) + 1
     targets = {_target(known, adapter, f"{module}.weight"): factors for module, factors in adapter.factors.items()}
     replaced = {_target(known, adapter, own, new=True): name for own, name in adapter.replaced.items()}
     if len(targets) + len(replaced) < len(adapter.factors) + len(adapter.replaced):
         raise CheckpointError(f"{adapter.source.path} adapts one layer under two names", "merge it with PEFT")
-    checkpoint = with_decoded(checkpoint, [*targets, *replaced])
+    adapted = {*targets, *replaced}
+    apart = {
+        copy: kept for copy, kept in tied.items() if copy in adapted or (kept in adapted and not adapter.keeps_ties)
+    }
+    checkpoint = with_decoded(checkpoint, [*adapted, *apart.values()])
     weights = dict(checkpoint.foreign.weights)
+    plain = {name: checkpoint.tensors[name] for name in (*adapted, *apart.values()) if name in checkpoint.tensors}
+    for copy, kept in apart.items():
+        base = weights.get(kept) or _plain(kept, stored[kept], transposed=False)
+        weights[copy] = replace(base, names={}, extra={**base.names, **base.extra})
     flipped = adapter.fan_in_fan_out and not any(is_transposed(name, checkpoint.config) for name in known)
+    for parameter, name in replaced.items():
+        spec, its = known.get(parameter, adapter.tensors[name].spec), adapter.tensors[name].spec
+        if its.shape != spec.shape:
+            raise _misfit(adapter, parameter, its.shape, spec.shape)
+        own = weights[parameter].names if parameter in weights else {"weight": parameter} if parameter in stored else {}
+        extra = {"replaced": f"adapter {number}: {name}"}
+        flip = parameter in targets and is_transposed(parameter, checkpoint.config)
+        along = {"replaced": int(flip)}
+        weights[parameter] = ForeignWeight(spec, own, "", partial(_replaced, flip), None, flip, extra, along)
     for parameter, factors in targets.items():
         transposed = is_transposed(parameter, checkpoint.config) or (flipped and not factors.embedding)
         base = weights.get(parameter) or _plain(parameter, known[parameter], transposed)
         _require_fits(adapter, parameter, base, factors)
         weights[parameter] = _merged(base, adapter, factors, number)
-    for parameter, name in replaced.items():
-        spec, its = known.get(parameter, adapter.tensors[name].spec), adapter.tensors[name].spec
-        if its.shape != spec.shape:
-            raise _misfit(adapter, parameter, its.shape, spec.shape)
-        own = weights[parameter].names if parameter in weights else {"weight": parameter} if parameter in known else {}
-        extra = {"replaced": f"adapter {number}: {name}"}
-        weights[parameter] = ForeignWeight(spec, own, "", _replaced, extra=extra, along={"replaced": 0})
     told = f"{adapter.source.path} is merged, weight {adapter.weight:g}: {len(targets)} layers"
     told += f", {len(replaced)} parameters replaced" if replaced else ""
-    plain = {name: checkpoint.tensors[name] for name in (*targets, *replaced) if name in checkpoint.tensors}
     own_refs = {f"adapter {number}: {name}": ref for name, ref in adapter.tensors.items()}
     foreign = replace(
         checkpoint.foreign,
@@ -130,6 +149,6 @@ def _added(
     return Dense(decode(read).dense().add(product.t() if embedding else product, alpha=scale))
 
 
-def _replaced(read: Read) -> Dense:
+def _replaced(transposed: bool, read: Read) -> Dense:
     tensor = read("replaced")
-    return Dense(tensor.reshape(tensor.shape[0], -1) if tensor.ndim else tensor.reshape(1, 1))
+    return Dense(as_matrix(tensor, transposed) if tensor.ndim else tensor.reshape(1, 1))

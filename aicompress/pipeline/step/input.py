@@ -15,7 +15,7 @@ from aicompress.checkpoint.adapters.merging import with_adapter
 from aicompress.checkpoint.files import read_parts
 from aicompress.checkpoint.views.decoded import with_decoded
 from aicompress.model.loading.definitions.biases import without_added_biases
-from aicompress.model.loading.definitions.parameter_kinds import tied_parameters
+from aicompress.model.loading.definitions.parameter_kinds import tied_elsewhere, tied_parameters
 from aicompress.model.loading.mismatches import require_fits
 from aicompress.pipeline.step.checks import known_kinds
 
@@ -48,7 +48,8 @@ class Adapted:
         """
         checkpoint = Checkpoint.open(self.path)
         for folder, weight in self.adapters:
-            checkpoint = with_adapter(checkpoint, Adapter.open(folder, weight))
+            tied = tied_elsewhere(checkpoint.config, checkpoint.parameters()) if checkpoint.config else {}
+            checkpoint = with_adapter(checkpoint, Adapter.open(folder, weight), tied)
         return checkpoint
 
 

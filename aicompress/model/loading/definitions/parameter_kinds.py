@@ -103,18 +103,31 @@ def tied_parameters(config: dict[str, Any], names: Iterable[str]) -> dict[str, s
         config: config.json.
         names: parameter names in the checkpoint; a base model's prefix may be missing or added.
     """
+    groups = [[name for name in group.values() if name] for group in _tied_groups(config, names)]
+    return {copy: original for original, *copies in filter(None, groups) for copy in dict.fromkeys(copies)}
+
+
+def tied_elsewhere(config: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Parameter that the checkpoint does not store -> the one that the architecture ties it to; arguments as above."""
+    groups = [(group, next(filter(None, group.values()), "")) for group in _tied_groups(config, names)]
+    return {name: stored for group, stored in groups if stored for name, own in group.items() if not own}
+
+
+def _tied_groups(config: dict[str, Any], names: Iterable[str]) -> list[dict[str, str]]:
+    """For every tensor that several parameters share: these, as the architecture names them -> their names in the
+    checkpoint, "" where it has none; the original first.
+    """
     model = skeleton(config)
     if model is None:
-        return {}
+        return []
     prefix = f"{model.base_model_prefix}."
     known = list(names)
     present = {variant: name for name in known for variant in (name.removeprefix(prefix), prefix + name, name)}
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, str]] = {}
     for target, source in model.all_tied_weights_keys.items():
-        members = groups.setdefault(source, [present[source]] if source in present else [])
-        if target in present and present[target] not in members:
-            members.append(present[target])
-    return {copy: original for original, *copies in filter(None, groups.values()) for copy in copies}
+        group = groups.setdefault(source, {source: present.get(source, "")})
+        group[target] = present.get(target, "")
+    return list(groups.values())
 
 
 def _parameter_kinds(model: Any) -> dict[str, Kind | None]:
