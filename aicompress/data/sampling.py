@@ -27,6 +27,7 @@ class SampleSource:
         available: samples that there were, or had been read when enough were found.
         seed: seed of the choice; None where the first samples were taken.
         skipped: rows that were left out, because they are null or empty.
+        asked: samples that the section asks for, where it does.
         bos: tokens at the start of every window, which the tokenizer puts before a text; empty where there are none.
     """
 
@@ -38,13 +39,14 @@ class SampleSource:
     available: int
     seed: int | None
     skipped: int = 0
+    asked: int | None = None
     bos: str = ""
 
 
 def record(data: Data, samples: int, available: int, seed: int | None, skipped: int = 0) -> SampleSource:
     """The record of samples taken from a source; reads a file once more for its digest."""
     nbytes = Path(data.path).stat().st_size if data.is_file else 0
-    return SampleSource(data.kind, data.name, digest(data), nbytes, samples, available, seed, skipped)
+    return SampleSource(data.kind, data.name, digest(data), nbytes, samples, available, seed, skipped, data.samples)
 
 
 def digest(data: Data) -> str:
@@ -59,27 +61,20 @@ def digest(data: Data) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def wanted_of(available: int, data: Data, most: int | None = None) -> int:
-    """How many samples to take: as many as are asked for, else all there are, at most `most`."""
-    if data.samples is not None:
-        return data.samples
-    return available if most is None else min(available, most)
-
-
 def choose(available: int, data: Data, seed: int | None, most: int | None = None) -> Tensor:
     """Indices of the samples to take, ascending: the first ones, or a random choice when a seed is given.
+
+    As many as are asked for are taken, or all of a source that holds fewer.
 
     Args:
         most: how many are taken of a source that holds more, where the data section does not say.
 
     Raises:
-        RecipeError: fewer samples than asked for, or none at all.
+        RecipeError: there is none.
     """
-    wanted = wanted_of(available, data, most)
     if available == 0:
         raise RecipeError(f"{data.path} holds no sample", "")
-    if wanted > available:
-        raise RecipeError(f"{data.path} holds {available} samples, {wanted} are asked for", f"samples: {available}")
+    wanted = min(data.samples or most or available, available)
     if seed is None:
         return torch.arange(wanted)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))

@@ -56,7 +56,7 @@ class Data(BaseModel):
     )
     score: int | str | None = Field(None, description="pairs: column of the score, given like `columns`")
     scale: float = Field(1.0, gt=0, description="arrays: inputs are divided by this")
-    samples: int | None = Field(None, ge=1, description="how many samples; none means all")
+    samples: int | None = Field(None, ge=1, description="how many samples, or all there are; none means all")
     length: int = Field(256, ge=2, description="tokens in a sample")
     bos: bool = Field(
         True,

@@ -24,7 +24,7 @@ def sentences(data: Data, seed: int | None = None, most: int | None = None) -> t
         most: how many are taken of a source that holds more, where the data section does not say.
 
     Raises:
-        RecipeError: the source cannot be read, lacks the field or holds too few.
+        RecipeError: the source cannot be read, lacks the field or holds no text.
     """
     rows = None if data.kind == "text" else texts_of(data)
     given = lines(Path(data.path)) if rows is None else _texts(data, rows)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aicompress.data.rows import FullRows, texts_of
-from aicompress.data.sampling import SampleSource, choose, record, wanted_of
+from aicompress.data.sampling import SampleSource, choose, record
 from aicompress.data.section import Data
 from aicompress.data.text_files import pieces
 from aicompress.data.values import Messages, messages_of, plain_text
@@ -71,7 +71,7 @@ def token_windows(
 
     Raises:
         CheckpointError: there is no tokenizer.
-        RecipeError: the source cannot be read, or is too short for the samples asked for.
+        RecipeError: the source cannot be read, or is too short for one sample.
     """
     tokenizer = needed(tokenizer)
     before = torch.tensor(surrounding(tokenizer)[0] if data.bos else [], dtype=torch.int64)
@@ -85,14 +85,9 @@ def token_windows(
     parts = _read(texts, before, enough)
     count = sum(map(len, parts))
     available = count // inner
-    wanted = max(1, wanted_of(available, data, most))
-    if available < wanted:
-        raise RecipeError(
-            f"{data.path} holds {count} tokens, {wanted} samples of {data.length} need {wanted * inner}",
-            f"samples: {available} in the section that names it, or a longer text"
-            if available
-            else "a shorter `length`, or a longer text",
-        )
+    if not available:
+        hint = f"length: {count + len(before)} in the section that names it, or a longer text"
+        raise RecipeError(f"{data.path} holds {count} tokens, and one sample of {data.length} needs {inner}", hint)
     windows = torch.cat(parts)[: available * inner].view(available, inner)
     taken = choose(available, data, seed, most)
     windows = torch.cat([before.expand(len(taken), -1), windows[taken]], dim=1)

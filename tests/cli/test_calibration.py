@@ -120,18 +120,22 @@ def test_a_method_without_needs_takes_no_statistics(tmp_path: Path, mlp_file: Pa
     assert "rtn reads no statistics of inputs" in error
 
 
-def test_without_a_number_of_samples_a_small_source_is_taken_whole(tmp_path: Path, mlp_file: Path, call: Call) -> None:
+def test_a_source_of_fewer_samples_than_are_asked_for_is_taken_whole(
+    tmp_path: Path, mlp_file: Path, call: Call
+) -> None:
     np.savez(tmp_path / "few.npz", x=np.random.default_rng(0).random((20, 28, 28), dtype=np.float32))
     path = recipe(tmp_path, tmp_path, model=CHAIN, calibration={"arrays": "few.npz", "inputs": "x"})
     code, out, err = call("quantize", mlp_file, tmp_path / "out.safetensors", "-r", path, "--json")
     assert code == 0, err
     (used,) = json.loads(out)["calibration"]["data"]
-    assert (used["samples"], used["available"]) == (20, 20)
-    code, _, err = call(
-        "quantize", mlp_file, tmp_path / "no.safetensors", "-r", path, "--set", "calibration.samples=21"
-    )
-    assert code == 2
-    assert "holds 20 samples, 21 are asked for" in err
+    assert (used["samples"], used["available"], used["asked"]) == (20, 20, None)
+    assert not [line for line in json.loads(out)["warnings"] if "few.npz" in line]
+    args = ("quantize", mlp_file, tmp_path / "all.safetensors", "-r", path, "--json")
+    code, out, err = call(*args, "--set", "calibration.samples=21")
+    assert code == 0, err
+    (used,) = json.loads(out)["calibration"]["data"]
+    assert (used["samples"], used["asked"]) == (20, 21)
+    assert "few.npz: it holds fewer samples than are asked for: 20 of 21" in json.loads(out)["warnings"]
 
 
 @pytest.mark.parametrize("method", ["gptq", "taylor"])

@@ -18,10 +18,11 @@ def test_first_samples_without_a_seed_and_a_repeatable_choice_with_one() -> None
     assert choose(7, Data(text="t.txt"), 3).tolist() == list(range(7))
 
 
-def test_more_samples_than_there_are_is_refused_with_both_numbers() -> None:
-    with pytest.raises(RecipeError, match="9 samples, 20 are asked for") as caught:
-        choose(9, Data(text="t.txt", samples=20), None)
-    assert caught.value.hint == "samples: 9"
+def test_a_source_of_fewer_samples_than_are_asked_for_is_taken_whole() -> None:
+    for seed in (None, 3):
+        assert choose(9, Data(text="t.txt", samples=20), seed).tolist() == list(range(9))
+    with pytest.raises(RecipeError, match="holds no sample"):
+        choose(0, Data(text="t.txt", samples=20), None)
 
 
 @pytest.mark.parametrize(("count", "share", "size"), [(10, 0.2, 2), (3, 0.01, 1), (3, 0.99, 2), (101, 0.5, 50)])

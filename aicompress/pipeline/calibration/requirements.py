@@ -16,7 +16,7 @@ from aicompress.methods.structural import AnyStructuralMethod
 from aicompress.pipeline.calibration.arguments import argument_problems
 from aicompress.pipeline.calibration.given_files import lacking
 from aicompress.pipeline.calibration.request import Given, Request, SelectedLayer, follows, module_of
-from aicompress.pipeline.calibration.texts import generates, too_few
+from aicompress.pipeline.calibration.texts import generates, unreadable
 from aicompress.recipe import Recipe
 
 
@@ -85,7 +85,7 @@ def problems(
         refusals += data.problems(recipe.calibration)
         refusals += _of_loss(checkpoint, recipe, chosen) if needs & OF_GRADIENTS else []
     refusals += _of_model(step)
-    return refusals or too_few(checkpoint, recipe)
+    return refusals or unreadable(checkpoint, recipe)
 
 
 def _what(method: AnyLayerMethod | AnyStructuralMethod, searches: bool) -> str:

@@ -1,4 +1,4 @@
-"""What calibration asks of texts: how long samples may be, and that there are as many as the recipe says."""
+"""What calibration asks of texts: how long samples may be, and that they can be read."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def sample_length(checkpoint: Checkpoint, section: Data) -> int:
     return min(section.length, most or section.length)
 
 
-def too_few(checkpoint: Checkpoint, recipe: Recipe) -> list[CompressError]:
-    """That there are fewer texts than samples asked for; no more of them is read than that takes."""
+def unreadable(checkpoint: Checkpoint, recipe: Recipe) -> list[CompressError]:
+    """Why not one sample can be made of a text; no more of it is read than that takes."""
     section = recipe.calibration
     if section is None or not section.is_file or section.kind == "arrays" or checkpoint.config is None:
         return []
-    shorter = {"length": sample_length(checkpoint, section), "samples": section.samples or 1}
+    shorter = {"length": sample_length(checkpoint, section), "samples": 1}
     enough = section.model_copy(update=shorter)
     try:
         if generates(checkpoint):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from aicompress.data import Data
 from aicompress.pipeline.evaluation.model_outputs import model_outputs
-from aicompress.pipeline.evaluation.samples import AnyMetric, MetricSamples, read_samples
+from aicompress.pipeline.evaluation.samples import AnyMetric, MetricSamples, fitting, read_samples
 from aicompress.pipeline.step.models.running_model import Running
 from aicompress.recipe.evaluation import EvalRecipe
 
@@ -23,7 +23,17 @@ def asked_quality(recipe: EvalRecipe, models: Sequence[Running]) -> Asked:
     Raises:
         RecipeError, CheckpointError: data or models do not fit what is asked.
     """
-    return [(metric, data, read_samples(models, metric, data)) for metric, data in recipe.quality.asked]
+    fitted = [(metric, fitting(models, metric, data)) for metric, data in recipe.quality.asked]
+    return [(metric, data, read_samples(models, metric, data)) for metric, data in fitted]
+
+
+def shortened(recipe: EvalRecipe, asked: Asked) -> Iterator[str]:
+    """A warning for each metric whose samples are shorter than the recipe asks, for the models take no more."""
+    for (metric, data), (_, fitted, _) in zip(recipe.quality.asked, asked, strict=True):
+        if fitted.length < data.length:
+            yield (
+                f"{metric.name}: samples are {fitted.length} tokens long, not {data.length}: the model takes no more"
+            )
 
 
 @torch.inference_mode()

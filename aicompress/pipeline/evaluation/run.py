@@ -15,7 +15,7 @@ from aicompress.checkpoint.written import require_own_reports
 from aicompress.disk import require_file, write_whole
 from aicompress.errors import CheckpointError, OutputExists, RecipeError, raise_all
 from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint, prepare
-from aicompress.pipeline.evaluation.quality import Asked, asked_quality, measure_quality
+from aicompress.pipeline.evaluation.quality import Asked, asked_quality, measure_quality, shortened
 from aicompress.pipeline.evaluation.samples import outlined
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.input import Adapted, open_input
@@ -223,6 +223,7 @@ def _measured(
     quality = measure_quality(
         models, asked, recipe.seed, lambda what, done, total: progress(what, 30 + 69 * done // total, 100)
     )
+    warnings = (*warnings, *shortened(recipe, asked))
     return Results(latency=latency, quality=quality, warnings=warnings, data=data), further
 
 

@@ -76,6 +76,13 @@ def outlined(checkpoint: Checkpoint, path: str, model: Model | None = None, allo
     return Running(path, nn.Module() if module is None else module, checkpoint.source.folder)
 
 
+def fitting(models: Models, metric: AnyMetric, data: Data) -> Data:
+    """The section of a metric, with windows of a text no longer than the models take."""
+    if metric.reads is not TokenLogits:
+        return data
+    return data.model_copy(update={"length": min([data.length, *_positions(models)])})
+
+
 def read_samples(models: Models, metric: AnyMetric, data: Data) -> MetricSamples:
     """Read what a metric is measured on, and hold it against the models; their weights are not looked at.
 
@@ -104,7 +111,6 @@ def _require_taken(models: Models, data: Data, inputs: Inputs) -> None:
 
 def _windows(models: Models, metric: AnyMetric, data: Data) -> Windows:
     _require_predict(models)
-    _require_positions(models, data.length)
     ids, source = token_windows(data, models[0].tokenizer)
     _require_same_tokens(models, data, ids)
     _require_takes(metric, len(ids), data)
@@ -160,15 +166,6 @@ def _require_takes(metric: AnyMetric, samples: int, data: Data) -> None:
 def _positions(models: Models) -> list[int]:
     """The most tokens that models take, of those that have a limit."""
     return [limit for model in models if (limit := most_positions(model.module)) is not None]
-
-
-def _require_positions(models: Models, length: int) -> None:
-    limits = _positions(models)
-    if limits and length > min(limits):
-        raise RecipeError(
-            f"windows of {length} tokens are longer than the model's {min(limits)} positions",
-            f"length: {min(limits)}",
-        )
 
 
 def _require_predict(models: Models) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ def build_report(
         results: what was done and measured.
         seconds: wall time of the command.
     """
-    results = replace(results, warnings=(*results.warnings, *_left_out(results)))
+    results = replace(results, warnings=(*results.warnings, *_of_sources(results)))
     report = Report(
         command=command,
         tool_version=__version__,
@@ -74,12 +74,15 @@ def build_report(
     return replace(report, gates=gates.evaluate(recipe.gates, report))
 
 
-def _left_out(results: Results) -> list[str]:
-    """A warning for each source that held rows of nothing."""
+def _of_sources(results: Results) -> Iterator[str]:
+    """Warnings of sources that held rows of nothing, or fewer samples than were asked for."""
     training = results.training.get("data")
     records = [*results.calibration.get("data", []), *results.data.values(), *([training] if training else [])]
-    by_path = {record["path"]: record.get("skipped", 0) for record in records}
-    return [f"{path}: rows that are null or empty are left out: {count:,}" for path, count in by_path.items() if count]
+    for path, record in {record["path"]: record for record in records}.items():
+        if record.get("skipped"):
+            yield f"{path}: rows that are null or empty are left out: {record['skipped']:,}"
+        if (asked := record.get("asked") or 0) > record["samples"]:
+            yield f"{path}: it holds fewer samples than are asked for: {record['samples']:,} of {asked:,}"
 
 
 def report_names(html: bool = True) -> tuple[str, ...]:

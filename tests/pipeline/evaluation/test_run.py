@@ -212,11 +212,21 @@ def test_an_encoder_with_a_decoder_predicts_no_windows(tiny_t5: Path, heldout_fi
     assert "eval/size-and-speed" in refusal.value.hint
 
 
+def test_what_a_text_or_a_model_has_no_more_of_is_told(trained_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a line\n" * 400)
+    data = Perplexity(text=str(tmp_path / "text.txt"), samples=50, length=400)  # type: ignore[arg-type]
+    report = evaluate(str(trained_llama), [], measuring({"perplexity": data}))
+    used = report.data["perplexity"]
+    assert used["asked"] == 50
+    assert 1 < used["samples"] == used["available"] < 50
+    assert "perplexity: samples are 256 tokens long, not 400: the model takes no more" in report.warnings
+    assert f"text.txt: it holds fewer samples than are asked for: {used['samples']} of 50" in report.warnings
+
+
 @pytest.mark.parametrize(
     ("text", "fields", "why"),
     [
-        (b"a line\n" * 400, {"length": 400}, "longer than the model's 256 positions"),
-        (b"a line\n" * 4, {"samples": 50}, "50 samples of 32 need"),
+        (b"a line\n" * 4, {"samples": 50}, "one sample of 32 needs 32"),
         (b"a line\n" * 400 + b"\xff\xfe\n", {"samples": None}, "is not UTF-8 text"),
     ],
 )
