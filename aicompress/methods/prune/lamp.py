@@ -107,8 +107,7 @@ def _bins(magnitudes: Tensor) -> Tensor:
 def ranges(counts: Tensor) -> list[tuple[int, int]]:
     """Ranges of bins, from one to below another, the last first: each holds at most `RANGE` weights, or is one bin."""
     begun, held, end = [], 0, len(counts)
-    for at in reversed(range(len(counts))):
-        number = int(counts[at])
+    for at, number in reversed([*enumerate(counts.tolist())]):
         if held and held + number > RANGE:
             begun.append((at + 1, end))
             held, end = 0, at + 1

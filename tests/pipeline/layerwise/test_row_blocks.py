@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,24 @@ def run(source: Path, out: Path, recipe: str, *overrides: str) -> Report:
     return layerwise.run(made, Options(latency="off"))
 
 
+def both(
+    monkeypatch: pytest.MonkeyPatch, source: Path, recipe: str, *overrides: str, block: int = 1
+) -> Iterator[tuple[Report, Path]]:
+    """The step in blocks of rows, and then in whole tensors: its report and output, beside the input."""
+    monkeypatch.setattr(reading, "BLOCK", block)
+    for way, divisible in (("blocks", reading.divisible), ("whole", lambda *_: False)):
+        monkeypatch.setattr(reading, "divisible", divisible)
+        out = source.with_name(f"{way}{source.suffix}")
+        yield run(source, out, recipe, *overrides), out
+
+
+def counts_of_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Into how many blocks tensors are divided from now on."""
+    of_shape, counts = reading.blocks, list[int]()
+    monkeypatch.setattr(reading, "blocks", lambda *given: counts.append(len(of_shape(*given))) or of_shape(*given))
+    return counts
+
+
 def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
@@ -169,6 +188,7 @@ def test_blocks_of_compressed_weights_give_the_bytes_of_the_whole(
         assert weights(tmp_path / f"{number}") == weights(tmp_path / f"whole{number}"), recipe
 
 
+@functools.cache
 def stored_forms() -> dict[str, Weight]:
     """Weights whose rows do not lie in proportion, or become streams; each has tensors of more than 16 kB."""
     draw = torch.Generator().manual_seed(0)
@@ -241,11 +261,8 @@ def test_blocks_of_rows_have_the_form_that_was_planned_for_all(
     if recipe[0].startswith("prune"):
         weight = IntGrouped(torch.randint(-8, 8, (640, 64), dtype=torch.int8), torch.ones(640, 1), None, 4)
     write_form(tmp_path / "in.safetensors", weight, weight.tensors())
-    monkeypatch.setattr(reading, "BLOCK", 1)
-    run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", *recipe)
-    monkeypatch.setattr(reading, "divisible", lambda *_: False)
-    run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", *recipe)
-    assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    blocks, whole = (out.read_bytes() for _, out in both(monkeypatch, tmp_path / "in.safetensors", *recipe))
+    assert blocks == whole
 
 
 @pytest.mark.parametrize(
@@ -287,19 +304,20 @@ def test_layers_that_are_tied_in_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     tensors = {"a.weight": drawn[0], "b.weight": drawn[1], "c.weight": near, "d.weight": drawn[2].reshape(300, 24)}
     tensors |= {"e.weight": tensors["d.weight"].clone(), "f.weight": drawn[0].clone()}
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, tmp_path / "in.safetensors")
-    of_shape, shapes, written, rows = reading.blocks, list[int](), list[bytes](), list[Any]()
-    monkeypatch.setattr(reading, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
-    monkeypatch.setattr(reading, "BLOCK", 1)
-    for divisible in (reading.divisible, lambda *_: False):
-        monkeypatch.setattr(reading, "divisible", divisible)
-        out = tmp_path / f"{len(written)}.safetensors"
-        report = run(tmp_path / "in.safetensors", out, "factorize/tie", "method.threshold=0.05", change)
+    shapes, written, rows = counts_of_blocks(monkeypatch), list[bytes](), list[Any]()
+    for report, out in both(monkeypatch, tmp_path / "in.safetensors", "factorize/tie", "method.threshold=0.05", change):
         written.append(out.read_bytes())
         rows.append([(row.name, row.form, row.note, round(row.rel_error, 6)) for row in report.layers])
     assert written[0] == written[1]
     assert rows[0] == rows[1]
     assert min(shapes) > 2
     assert [form for _, form, *_ in rows[0]] == ["dense", "dense", "tied", "dense", "tied", "tied"]
+
+
+def factors(path: Path) -> dict[str, torch.Tensor]:
+    """What a file's factors, or other described weights, give."""
+    made = Checkpoint.open(path)
+    return {name: made.weight(name).dense() for name in made.manifest.entries}
 
 
 @pytest.mark.parametrize("size", [("method.keep=0.4",), ("method.keep=null", "method.energy=0.5")], ids="".join)
@@ -309,17 +327,12 @@ def test_factors_of_blocks_are_those_of_the_whole(
     """Of tall and wide layers, a convolution, and one that stays dense; the report tells what rounding would lose."""
     shapes = {"tall": (160, 64), "wide": (70, 256), "conv": (96, 5, 3, 3), "dense": (40, 1)}
     save_file({f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "in.safetensors")
-    monkeypatch.setattr(reading, "BLOCK", 1)
     rows, found = [], []
-    for divisible in (reading.divisible, lambda *_: False):
-        monkeypatch.setattr(reading, "divisible", divisible)
-        out = tmp_path / f"{len(found)}.safetensors"
-        rows.append(run(tmp_path / "in.safetensors", out, "factorize/svd-keep", *size).layers)
-        made = Checkpoint.open(out)
-        found.append({name: made.weight(name).dense() for name in made.manifest.entries})
-    assert found[0].keys() == found[1].keys() == {"tall.weight", "wide.weight", "conv.weight"}
-    for name, dense in found[0].items():
-        torch.testing.assert_close(dense, found[1][name], rtol=1e-4, atol=1e-5)
+    for report, out in both(monkeypatch, tmp_path / "in.safetensors", "factorize/svd-keep", *size):
+        rows.append(report.layers)
+        found.append(factors(out))
+    assert found[0].keys() == {"tall.weight", "wide.weight", "conv.weight"}
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(*rows, strict=True):
         assert (ours.name, ours.detail, ours.bytes_after) == (theirs.name, theirs.detail, theirs.bytes_after)
         assert ours.rel_error == pytest.approx(theirs.rel_error, rel=1e-5)
@@ -330,19 +343,13 @@ def test_factors_of_blocks_are_those_of_the_whole(
 def test_two_convolutions_of_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {"tall": (160, 4, 3, 3), "wide": (70, 16, 3, 5), "dense": (40, 2, 1, 2)}
     save_file({f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "in.safetensors")
-    monkeypatch.setattr(reading, "BLOCK", 1)
-    rows, found = [], []
-    for divisible in (reading.divisible, lambda *_: False):
-        monkeypatch.setattr(reading, "divisible", divisible)
-        out = tmp_path / f"{len(found)}.safetensors"
-        made = run(tmp_path / "in.safetensors", out, "factorize/spatial-keep", "method.keep=null", "method.energy=0.7")
-        rows.append([(row.name, row.detail, row.bytes_after, round(row.rel_error, 4)) for row in made.layers])
-        found.append(Checkpoint.open(out))
+    rows, found, recipe = [], [], ("factorize/spatial-keep", "method.keep=null", "method.energy=0.7")
+    for report, out in both(monkeypatch, tmp_path / "in.safetensors", *recipe):
+        rows.append([(row.name, row.detail, row.bytes_after, round(row.rel_error, 4)) for row in report.layers])
+        found.append(factors(out))
     assert rows[0] == rows[1]
-    assert found[0].manifest.entries.keys() == found[1].manifest.entries.keys() == {"tall.weight", "wide.weight"}
-    for name in found[0].manifest.entries:
-        ours, whole = (each.weight(name).dense() for each in found)
-        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
+    assert found[0].keys() == {"tall.weight", "wide.weight"}
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("quantizer", ["uniform", "trellis"])
@@ -354,12 +361,8 @@ def test_codes_of_a_target_that_are_counted_block_by_block(
     save_file(
         {"a.weight": scales * torch.randn(1536, 128), "b.weight": torch.zeros(600, 128)}, tmp_path / "in.safetensors"
     )
-    monkeypatch.setattr(reading, "BLOCK", 1)
-    found = []
-    for divisible in (reading.divisible, lambda *_: False):
-        monkeypatch.setattr(reading, "divisible", divisible)
-        out = tmp_path / f"{len(found)}.safetensors"
-        report = run(tmp_path / "in.safetensors", out, "quantize/rdo-3bpw", f"method.quantizer={quantizer}")
+    recipe, found = ("quantize/rdo-3bpw", f"method.quantizer={quantizer}"), []
+    for report, _ in both(monkeypatch, tmp_path / "in.safetensors", *recipe):
         found.append(report.layers[0])
         assert 8 * (found[-1].bytes_after or 0) / (1536 * 128) == pytest.approx(3, rel=0.01)
         assert report.layers[1].rel_error == 0
@@ -382,15 +385,11 @@ def test_words_of_a_mask_are_whole_in_every_block(
 ) -> None:
     tensors = {"a.weight": torch.randn(300, 40), "b.weight": torch.randn(517, 8), "c.weight": torch.randn(33, 8)}
     save_file(tensors, tmp_path / "in.safetensors")
-    shapes: list[int] = []
-    of_shape = reading.blocks
-    monkeypatch.setattr(reading, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
-    monkeypatch.setattr(reading, "BLOCK", 1)
-    run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", "prune/magnitude-2-4", *edits)
+    shapes = counts_of_blocks(monkeypatch)
+    made = both(monkeypatch, tmp_path / "in.safetensors", "prune/magnitude-2-4", *edits)
+    blocks, whole = (out.read_bytes() for _, out in made)
     assert max(shapes) > 2
-    monkeypatch.setattr(reading, "divisible", lambda *_: False)
-    run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", "prune/magnitude-2-4", *edits)
-    assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert blocks == whole
 
 
 @pytest.mark.parametrize("recipe", COMPILED, ids=lambda recipe: recipe[0])
