@@ -19,7 +19,7 @@ from aicompress.pipeline.step.models.running_model import Setting, encoder
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.made import ExportRecipe
 from tests import checkpoints
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo" / "quantize.yaml"

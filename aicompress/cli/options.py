@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-
-STEP, RUN = "What to do", "Where and how"
 
 
 class LatencyChoice(StrEnum):
@@ -35,6 +33,17 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+def to_do(*names: str, help: str, **settings: Any) -> Any:
+    """An option that says what to do; it names no default."""
+    return typer.Option(*names, help=help, rich_help_panel="What to do", show_default=False, **settings)
+
+
+def where(*names: str, help: str, **settings: Any) -> Any:
+    """An option that says where and how; of a switch or a choice the default is shown."""
+    shown = "metavar" not in settings
+    return typer.Option(*names, help=help, rich_help_panel="Where and how", show_default=shown, **settings)
+
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -48,152 +57,108 @@ Out = Annotated[
 ]
 RecipeName = Annotated[
     str | None,
-    typer.Option(
+    to_do(
         "--recipe",
         "-r",
         metavar="RECIPE",
         help="A YAML file, or the name of a shipped one such as quantize/rtn-w4. One that needs no data if left out.",
-        rich_help_panel=STEP,
-        show_default=False,
     ),
 ]
 Adapters = Annotated[
     list[str],
-    typer.Option(
+    to_do(
         "--adapter",
         metavar="DIR[:WEIGHT]",
         help="A LoRA adapter (PEFT) that is merged into IN as it is read, times WEIGHT. Repeatable.",
-        rich_help_panel=STEP,
-        show_default=False,
     ),
 ]
 Overrides = Annotated[
     list[str],
-    typer.Option(
+    to_do(
         "--set",
         metavar="KEY=VALUE",
         help="Edit the recipe: --set method.bits=3. Paths start here, those of a recipe at its folder. Repeatable.",
-        rich_help_panel=STEP,
-        show_default=False,
     ),
 ]
 Text = Annotated[
     Path | None,
-    typer.Option(
+    to_do(
         "--text",
         metavar="FILE",
         help="The text that the recipe reads for calibration, training and figures: one sample a line, or running; of "
         ".jsonl, .json, .csv, .tsv and .parquet the field 'text' of every row.",
-        rich_help_panel=STEP,
-        show_default=False,
     ),
 ]
 Drawn = Annotated[
     int | None,
-    typer.Option(
+    to_do(
         "--drawn",
         metavar="N",
         min=1,
         help="Calibrate without data: on N samples drawn from the tokenizer's vocabulary. With --text, on both.",
-        rich_help_panel=STEP,
-        show_default=False,
     ),
 ]
 EffortName = Annotated[
     EffortChoice | None,
-    typer.Option(
+    to_do(
         "--effort",
         help="How long the method may take, as `effort` in the recipe; `aicompress methods COMMAND NAME` lists them.",
-        rich_help_panel=STEP,
-        show_default=False,
     ),
 ]
 Base = Annotated[
     str | None,
-    typer.Option(
+    to_do(
         "--base",
         metavar="BASE",
         help="The checkpoint that IN was fine-tuned from, say: only the difference to it is stored.",
-        rich_help_panel=STEP,
-        show_default=False,
     ),
 ]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Print the plan and the exact output bytes; write nothing.", rich_help_panel=RUN),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace an earlier output at OUT, and nothing else in it.", rich_help_panel=RUN),
-]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where a stopped run of the same step was.", rich_help_panel=RUN)
-]
+DryRun = Annotated[bool, where("--dry-run", help="Print the plan and the exact output bytes; write nothing.")]
+Overwrite = Annotated[bool, where("--overwrite", help="Replace an earlier output at OUT, and nothing else in it.")]
+Resume = Annotated[bool, where("--resume", help="Go on where a stopped run of the same step was.")]
 ShardSize = Annotated[
     str | None,
-    typer.Option(
-        "--max-shard-size",
-        metavar="SIZE",
-        help="Split a directory's weights into files of this size, e.g. 5GB.",
-        rich_help_panel=RUN,
-        show_default=False,
-    ),
+    where("--max-shard-size", metavar="SIZE", help="Split a directory's weights into files of this size, e.g. 5GB."),
 ]
-LatencyMode = Annotated[
-    LatencyChoice, typer.Option("--latency", help="What to time for the report.", rich_help_panel=RUN)
-]
-DeviceName = Annotated[Device, typer.Option("--device", help="Where to run.", rich_help_panel=RUN)]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, no summary: only errors.", rich_help_panel=RUN)
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=RUN)
-]
+LatencyMode = Annotated[LatencyChoice, where("--latency", help="What to time for the report.")]
+DeviceName = Annotated[Device, where("--device", help="Where to run.")]
+Quiet = Annotated[bool, where("--quiet", "-q", help="No progress, no summary: only errors.")]
+AsJson = Annotated[bool, where("--json", help="Print the result as JSON on standard output.")]
 Stats = Annotated[
     list[Path],
-    typer.Option(
+    where(
         "--stats",
         metavar="FILE",
         help="Input statistics: read where FILE.safetensors exists, else collected from IN and kept there. Several are "
         "merged.",
-        rich_help_panel=RUN,
-        show_default=False,
     ),
 ]
 StoredTeacher = Annotated[
     Path | None,
-    typer.Option(
+    where(
         "--cache-teacher",
         metavar="DIR",
         help="Keep the teacher's outputs for all samples in DIR, and learn from them: where they are there already, no "
         "teacher is loaded or needed. `signals` in the recipe says how logits are stored.",
-        rich_help_panel=RUN,
-        show_default=False,
     ),
 ]
 Movement = Annotated[
     Path | None,
-    typer.Option(
+    where(
         "--stats",
         metavar="FILE",
         help="Keep in FILE.safetensors how training moved every weight, for `prune` with the method movement.",
-        rich_help_panel=RUN,
-        show_default=False,
     ),
 ]
 LogFolder = Annotated[
     Path | None,
-    typer.Option(
+    where(
         "--log-dir",
         metavar="DIR",
         help="Log loss, rate and speed of every step in DIR/metrics.jsonl, and as events that TensorBoard draws.",
-        rich_help_panel=RUN,
-        show_default=False,
     ),
 ]
 AllowCode = Annotated[
     bool,
-    typer.Option(
-        "--allow-code", help="Run the Python function that the recipe's model.factory names.", rich_help_panel=RUN
-    ),
+    where("--allow-code", help="Run the Python function that the recipe's model.factory names."),
 ]

@@ -154,7 +154,6 @@ def conclude(planned: Any, flags: Flags, execute: Any, readable: Path | None = N
     """
     from aicompress.cli import render
     from aicompress.pipeline.step.workers import is_first
-    from aicompress.report.gates import require
 
     if flags.dry_run:
         if flags.as_json:
@@ -163,16 +162,34 @@ def conclude(planned: Any, flags: Flags, execute: Any, readable: Path | None = N
             render.plan(planned.summary())
         return
     resume_collector()
-    report: Report = execute()
-    if not is_first():
-        return
+    report = execute()
+    if is_first():
+        page = readable or report_path(planned.output.destination.path, planned.recipe.report.html)
+        show(report, flags.quiet, flags.as_json, page)
+
+
+def conclude_packing(planned: Any, flags: Flags, run: Callable[[Any, Any], Any]) -> None:
+    """The same of pack and unpack, whose report in a folder is named after the command."""
+    from aicompress.pipeline.step.options import Options
+
+    page = report_path(planned.destination.path)
+    readable = page if planned.destination.single else page.with_name(f"{planned.recipe.method.name}.{page.name}")
+    options = Options(progress=reporter(flags.quiet), started=STARTED)
+    conclude(planned, flags, lambda: run(planned, options), readable)
+
+
+def show(report: Report, quiet: bool, as_json: bool, page: Path | None) -> None:
+    """Print a report, and where its readable page lies, and judge its gates."""
+    from aicompress.cli import render
+    from aicompress.report.gates import require
+
     try:
-        if flags.as_json:
+        if as_json:
             print(report.to_json(), end="")
-        elif not flags.quiet:
+        elif not quiet:
             render.report(report)
-            page = readable or report_path(planned.output.destination.path, planned.recipe.report.html)
-            print(f"\nreport: {page}")
+            if page is not None:
+                print(f"\nreport: {page}")
         sys.stdout.flush()
     finally:
         require(report.gates)  # also where nobody could read the report

@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from aicompress.metrics.estimate import Change, Estimate, PairedSamples
+from aicompress.metrics.metric import Change, Estimate, PairedSamples
 
 Floats = NDArray[np.float64]
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
@@ -108,3 +110,8 @@ def _upper(one: Floats, other: Floats, kept: NDArray[np.intp]) -> float:
     rows, columns = np.triu_indices(len(kept), k=1)
     rows, columns = kept[rows], kept[columns]
     return spearman(one[rows, columns], other[rows, columns])
+
+
+def unit_rows(embeddings: Tensor) -> Tensor:
+    """Scale rows to length 1, in float64; a zero row stays zero."""
+    return torch.nn.functional.normalize(embeddings.double().cpu(), dim=1)

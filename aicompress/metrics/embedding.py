@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aicompress.data.section import Data
-from aicompress.metrics.correlation import pairwise_correlation
-from aicompress.metrics.cosines import unit_rows
-from aicompress.metrics.estimate import Estimate
+from aicompress.metrics.correlation import pairwise_correlation, unit_rows
 from aicompress.metrics.intervals import sample_mean
-from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric, Problem
+from aicompress.metrics.metric import Estimate, FigureSpec, MeasuredFigures, Metric, Problem
 from aicompress.metrics.outputs import SentenceEmbeddings
 
 PAIRED = 2000  # sentences of which all pairs are compared

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from aicompress.metrics.estimate import Change, Estimate, PairedSamples
+from aicompress.metrics.metric import Change, Estimate, PairedSamples
 
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 RESAMPLES = 2000

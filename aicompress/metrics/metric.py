@@ -1,14 +1,83 @@
-"""What a metric is: a section of a recipe, the outputs it reads, and the figures it makes of them."""
+"""What a metric is: a section of a recipe, the outputs it reads, and the figures it makes of them, with intervals."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from aicompress.data.section import Data
-from aicompress.metrics.estimate import Estimate
 from aicompress.metrics.outputs import ModelOutputs
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a figure differs from a baseline's on the same samples.
+
+    Attributes:
+        value: the figure over the baseline's, or less the baseline's.
+        low, high: its 95% interval, from the differences of the samples; None where there are too few for one.
+        kind: which of the two.
+        interval: how the interval was computed.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    kind: Literal["ratio", "difference"]
+    interval: str
+
+
+class PairedSamples(ABC):
+    """What a figure was computed of: with a baseline's of the same samples it says how far the two differ."""
+
+    @abstractmethod
+    def change(self, baseline: Any) -> Change:
+        """Compare with a baseline's, of the same class and as many."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One measured figure.
+
+    Attributes:
+        value: the figure.
+        low, high: its 95% interval; None where there are too few samples for one.
+        n: samples behind it.
+        unit: what a sample is: "tokens", "pairs", "images".
+        interval: how the interval was computed.
+        baseline: the same figure of the checkpoint compared against, or None.
+        change: how the two differ on the same samples, where samples are known.
+        samples: what it was computed of; no part of a report.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+    interval: str
+    baseline: float | None = None
+    change: Change | None = None
+    samples: PairedSamples | None = field(default=None, repr=False, compare=False)
+
+    def beside(self, other: Estimate) -> Estimate:
+        """Add a baseline's value of the same figure, and how the two differ."""
+        own, theirs = self.samples, other.samples
+        change = None if own is None or theirs is None else own.change(theirs)
+        return replace(self, baseline=other.value, change=change)
+
+    def plain(self) -> dict[str, Any]:
+        """Give the figure as the report stores it."""
+        told = {own.name: getattr(self, own.name) for own in fields(self) if own.name != "samples"}
+        told["change"] = None if self.change is None else _given(asdict(self.change))
+        return _given(told)
+
+
+def _given(told: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in told.items() if value is not None}
+
 
 Better = Literal["lower", "higher"]
 Problem = tuple[str, str]  # a message and a hint

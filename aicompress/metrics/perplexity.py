@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aicompress.data.section import Data
-from aicompress.metrics.estimate import Estimate
 from aicompress.metrics.intervals import exponential, window_mean
-from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric
+from aicompress.metrics.metric import Estimate, FigureSpec, MeasuredFigures, Metric
 from aicompress.metrics.outputs import TokenLogits
 
 ROWS = 256  # positions that are compared at a time

@@ -8,8 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from aicompress.data.section import Data
-from aicompress.metrics.correlation import Floats, rank_correlation
-from aicompress.metrics.cosines import unit_rows
+from aicompress.metrics.correlation import Floats, rank_correlation, unit_rows
 from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric
 from aicompress.metrics.outputs import PairEmbeddings
 

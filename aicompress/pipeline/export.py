@@ -23,7 +23,7 @@ from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput, run_alone, write_all
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.made import ExportRecipe
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanSummary
 from aicompress.weights import Dense

@@ -13,7 +13,7 @@ from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
 from aicompress.errors import CheckpointError, CompressError, Unsupported, listed
 from aicompress.model.loading.mismatches import misfits_of
-from aicompress.pipeline.packing.checking import check_packed, packed_files
+from aicompress.pipeline.packing.unpack import check_packed, packed_files
 from aicompress.report.model import Report
 from aicompress.weights.coding.rows import row_slices
 

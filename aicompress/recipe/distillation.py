@@ -24,8 +24,7 @@ from aicompress.recipe import (
     validated,
     with_overrides,
 )
-from aicompress.recipe.rounds import Rounds
-from aicompress.recipe.student import StudentShape
+from aicompress.recipe.student import Rounds, StudentShape
 
 
 class Training(Section):

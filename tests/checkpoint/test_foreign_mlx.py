@@ -18,7 +18,7 @@ from aicompress.pipeline import export, steps
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.made import ExportRecipe
 from tests import foreign
 
 OFF = Options(latency="off")

@@ -22,7 +22,7 @@ from aicompress.checkpoint.packed.raw_header import read_raw_header
 from aicompress.errors import CheckpointError
 from aicompress.lossless import chunks
 from aicompress.pipeline.packing import pack
-from aicompress.pipeline.packing.checking import check_packed
+from aicompress.pipeline.packing.unpack import check_packed
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from tests.cli.calls import Call, refused

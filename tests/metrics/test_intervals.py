@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from aicompress.metrics.correlation import pairwise_correlation, rank_correlation, ranks, spearman
-from aicompress.metrics.estimate import Estimate
 from aicompress.metrics.intervals import clopper_pearson, exponential, proportion, sample_mean, share, window_mean
+from aicompress.metrics.metric import Estimate
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import load as load_recipe
-from aicompress.recipe.export import ExportRecipe, Target
+from aicompress.recipe.made import ExportRecipe, Target
 from aicompress.report.model import Report
 from tests import foreign
 from tests.model.compressed import compress, integers

@@ -22,7 +22,7 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import Recipe
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.made import ExportRecipe
 from aicompress.recipe.step import Calibration, Select
 from aicompress.report.model import Report
 from tests import foreign

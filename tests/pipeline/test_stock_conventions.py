@@ -19,7 +19,7 @@ from aicompress.model.loading.load import build
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.loading.pooling import pooling
 from aicompress.pipeline import steps
-from aicompress.pipeline.calibration.joints import joints_of
+from aicompress.pipeline.calibration.gradients import joints_of
 from aicompress.pipeline.step.models.running_model import Setting, encoder
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from aicompress.report.axis import PlotAxis, fitted, scaled
+from aicompress.report.plots import PlotAxis, fitted, scaled
 
 
 def labels(axis: PlotAxis, most: int = 7) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from aicompress.cli import options as o
-from aicompress.cli.step import Flags, chosen, with_data
+from aicompress.cli.boundary import STARTED
+from aicompress.cli.progress import reporter
+from aicompress.cli.step import Flags, adapted, chosen, conclude, destination, with_data
 
 EXAMPLES = """Examples:
 
@@ -22,14 +22,12 @@ def command(
     out: o.Out,
     teacher: Annotated[
         list[str],
-        typer.Option(
+        o.to_do(
             "--teacher",
             "-t",
             metavar="TEACHER",
             help="The checkpoint to learn from. Repeatable: several are averaged. IN, if left out, where the recipe "
             "makes the student out of IN.",
-            rich_help_panel=o.STEP,
-            show_default=False,
         ),
     ] = [],  # noqa: B006
     recipe: o.RecipeName = None,
@@ -50,9 +48,25 @@ def command(
     as_json: o.AsJson = False,
 ) -> None:
     """Train a student, IN or what the recipe makes of IN, to do what a teacher does; IN may be any step's output."""
-    from aicompress.cli.training import run
+    from aicompress.pipeline.distillation import run as distillation
+    from aicompress.pipeline.distillation.plan import make_plan
+    from aicompress.pipeline.distillation.pruned_student import Teaching, pruned_student
+    from aicompress.pipeline.distillation.students.made_student import made_student
+    from aicompress.pipeline.step.options import Options
+    from aicompress.pipeline.step.workers import is_first
+    from aicompress.recipe.distillation import load
 
-    kept = () if stats is None else (stats,)
-    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, kept, allow_code)
-    asked = (chosen(recipe, "distill/kl"), with_data(overrides, text))
-    run((source, adapter), (teacher, cache_teacher), out, asked, flags, (device.value, log_dir))
+    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, allow_code=allow_code)
+    loaded = load(chosen(recipe, "distill/kl"), with_data(overrides, text))
+    given, place = adapted(source, adapter), destination(out, flags)
+    of_itself = (loaded.student is not None and loaded.mean_teacher is None) or loaded.iterate is not None
+    teachers = teacher or ([given] if of_itself else [])
+    options = Options(resume, latency.value, reporter(quiet or not is_first()), device.value, STARTED)
+    teaching = Teaching(teachers, allow_code, cache_teacher, log_dir)
+    with (
+        made_student(given, place, loaded, options.progress, plan_only=dry_run) as made,
+        pruned_student(given, place, loaded, teaching, options, plan_only=dry_run) as pruned,
+    ):
+        planned = make_plan(pruned or made or given, teachers, place, loaded, allow_code, cache_teacher)
+        own = distillation.TrainingOptions(movement_file=stats, log_folder=log_dir)
+        conclude(planned, flags, lambda: distillation.run(planned, options, own))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from aicompress.cli import options as o
 
 EXAMPLES = """Examples:
@@ -19,12 +17,10 @@ aicompress eval w4/ --against model/ --against-adapter lora/ -r eval/language-mo
 
 BaselineAdapters = Annotated[
     list[str],
-    typer.Option(
+    o.to_do(
         "--against-adapter",
         metavar="DIR[:WEIGHT]",
         help="An adapter that is merged into every baseline. Repeatable.",
-        rich_help_panel=o.STEP,
-        show_default=False,
     ),
 ]
 
@@ -34,23 +30,20 @@ def command(
     recipe: o.RecipeName = None,
     against: Annotated[
         list[str],
-        typer.Option(
+        o.to_do(
             "--against",
             "-a",
             metavar="BASE",
             help="A baseline, usually the original. Repeatable.",
-            rich_help_panel=o.STEP,
-            show_default=False,
         ),
     ] = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(
+        o.where(
             "--out",
             "-o",
             metavar="DIR",
             help="Write report.json, report.md and report.html here.",
-            rich_help_panel=o.RUN,
         ),
     ] = None,
     overrides: o.Overrides = [],  # noqa: B006
@@ -59,12 +52,10 @@ def command(
     against_adapter: BaselineAdapters = [],  # noqa: B006
     fail_if: Annotated[
         list[str],
-        typer.Option(
+        o.to_do(
             "--fail-if",
             metavar="EXPR",
             help="Exit with 3 if this holds, e.g. 'quality.kl > 0.05'. Repeatable.",
-            rich_help_panel=o.STEP,
-            show_default=False,
         ),
     ] = [],  # noqa: B006
     device: o.DeviceName = o.Device.auto,
@@ -73,17 +64,20 @@ def command(
     as_json: o.AsJson = False,
 ) -> None:
     """Measure a checkpoint: bytes, load time, memory, latency, and quality on held-out data."""
-    from aicompress.cli.measuring import run
-    from aicompress.cli.step import adapted, chosen, with_data
+    from aicompress.cli.boundary import STARTED, resume_collector
+    from aicompress.cli.progress import reporter
+    from aicompress.cli.step import adapted, chosen, report_path, show, with_data
     from aicompress.errors import Refused
+    from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
+    from aicompress.pipeline.step.options import Options
+    from aicompress.recipe.evaluation import load
 
     if against_adapter and not against:
         raise Refused("--against-adapter is merged into baselines, and there is none", "give --against BASE")
     edits = with_data(overrides, text)
-    run(
-        adapted(source, adapter),
-        [adapted(base, against_adapter) for base in against],
-        (chosen(recipe, "eval/size-and-speed"), edits),
-        (out, fail_if),
-        (device.value, allow_code, quiet, as_json),
-    )
+    given, baselines = adapted(source, adapter), [adapted(base, against_adapter) for base in against]
+    options = Options(device=device.value, progress=reporter(quiet), started=STARTED)
+    loaded = load(chosen(recipe, "eval/size-and-speed"), edits)
+    resume_collector()
+    report = evaluate(given, baselines, loaded, EvalOptions(out, tuple(fail_if), allow_code), options)
+    show(report, quiet, as_json, None if out is None else report_path(out, loaded.report.html))

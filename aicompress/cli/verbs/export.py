@@ -5,8 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-import typer
-
 from aicompress.cli import options as o
 from aicompress.cli.step import Flags, adapted, conclude, destination
 
@@ -37,13 +35,12 @@ def command(
     out: o.Out,
     to: Annotated[
         To,
-        typer.Option(
+        o.to_do(
             "--to",
             help="dense: every weight decoded, a plain checkpoint that any reader loads, converters to GGUF and ONNX "
             "among them. entropy: the same weights, codes and masks entropy-coded; fixed: codes of a fixed width "
             "again. compact: every weight as it is stored, in one file whose names, shapes and description take a few "
             "hundred bytes.",
-            rich_help_panel=o.STEP,
         ),
     ],
     adapter: o.Adapters = [],  # noqa: B006
@@ -58,7 +55,7 @@ def command(
     from aicompress.cli.progress import reporter
     from aicompress.pipeline import export
     from aicompress.pipeline.step.options import Options
-    from aicompress.recipe.export import ExportRecipe, Target
+    from aicompress.recipe.made import ExportRecipe, Target
     from aicompress.recipe.section import validated
 
     flags = Flags(dry_run, overwrite, False, max_shard_size, latency.value, quiet, as_json)

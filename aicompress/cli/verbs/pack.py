@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from aicompress.cli import options as o
-from aicompress.cli.finish_packing import finish
-from aicompress.cli.step import Flags, destination
+from aicompress.cli.step import Flags, conclude_packing, destination
 
 EXAMPLES = """Examples:
 
@@ -32,4 +31,4 @@ def command(
     planned = pack.make_plan(source, destination(out, flags), base)
     if dry_run:
         planned = pack.measured(planned, reporter(quiet))
-    finish(planned, flags, pack.run)
+    conclude_packing(planned, flags, pack.run)

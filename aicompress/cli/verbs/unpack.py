@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from aicompress.cli import options as o
-from aicompress.cli.finish_packing import finish
-from aicompress.cli.step import Flags, destination
+from aicompress.cli.step import Flags, conclude_packing, destination
 
 EXAMPLES = """Examples:
 
@@ -26,4 +25,4 @@ def command(
     from aicompress.pipeline.packing import unpack
 
     flags = Flags(dry_run, overwrite, quiet=quiet, as_json=as_json)
-    finish(unpack.make_plan(source, destination(out, flags), base), flags, unpack.run)
+    conclude_packing(unpack.make_plan(source, destination(out, flags), base), flags, unpack.run)

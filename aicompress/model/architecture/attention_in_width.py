@@ -29,7 +29,7 @@ from aicompress.model.architecture.layer_groups import by_reader
 from aicompress.model.architecture.shapes import build, is_taken, shapes_of
 from aicompress.model.architecture.small_models import tiny_model
 from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
-from aicompress.model.loading.definitions.architecture_code import refusing
+from aicompress.model.loading.definitions.definition import refusing
 from aicompress.weights import TensorSpec
 
 LAYOUTS: tuple[tiny_model.Layout, ...] = ("sections", "together")

@@ -14,7 +14,7 @@ from aicompress.model.architecture.attention import Attention, HeadCount, HeadTe
 from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, fields, with_value
 from aicompress.model.architecture.shapes import build
 from aicompress.model.architecture.small_models.reduced_model import with_short_windows
-from aicompress.model.loading.definitions.architecture_code import refusing
+from aicompress.model.loading.definitions.definition import refusing
 
 VOCABULARY, NEURONS = 32, 8
 

@@ -19,8 +19,13 @@ from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.config_fields import Path, value_at, with_value
-from aicompress.model.loading.definitions.architecture_code import reason_of, refusing
-from aicompress.model.loading.definitions.definition import definition_of, new_skeleton, without_initialization
+from aicompress.model.loading.definitions.definition import (
+    definition_of,
+    new_skeleton,
+    reason_of,
+    refusing,
+    without_initialization,
+)
 from aicompress.weights import TensorSpec
 
 T = TypeVar("T")

@@ -5,18 +5,19 @@ Layers that are given the same tensor (q, k and v; gate and up) share one sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from aicompress.model.blocks.expert_inputs import ExpertCalls, Part
 from aicompress.model.blocks.input_rows import Convolution, rows_of
-from aicompress.model.blocks.lookups import lookups
 from aicompress.model.kernels.bf16_products import bfloat16_products
 from aicompress.statistics import InputStats, column_statistics
 
@@ -241,3 +242,39 @@ def _geometry(module: nn.Module) -> Any:
         return None
     padding = (module.padding, module.padding_mode)
     return module.kernel_size, module.stride, *padding, module.dilation, module.groups
+
+
+class _Lookups(TorchFunctionMode):
+    """Tells of every lookup in a weight: a subclass of Embedding may be given something else than rows' numbers."""
+
+    def __init__(self, weight: Tensor, see: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._weight, self._see = weight, see
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is functional.embedding and len(args) >= 2 and args[1] is self._weight:
+            self._see(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def lookups(module: nn.Embedding, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Tell of every lookup while an embedding runs, in whatever thread that is.
+
+    Args:
+        module: the embedding.
+        see: called with the numbers of the rows.
+    """
+    forward = module.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with _Lookups(module.weight, see):
+            return forward(*args, **kwargs)
+
+    module.forward = watched  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward

@@ -25,27 +25,11 @@ from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.paused_forward import PausedForward, follow, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
 from aicompress.model.loading.definitions.config import configurations
-from aicompress.model.loading.divided import Place
-from aicompress.model.loading.merged_experts import ExpertStack, Slot
+from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.loading.places import ExpertStack, Place, Slot
 from aicompress.statistics import InputStats
 
 Batch = dict[str, Tensor]
-
-
-class Loader(Protocol):
-    """Puts weights into modules of a model that is on the meta device, and takes them out again."""
-
-    def load(self, owns: Callable[[str], bool]) -> None:
-        """Load every parameter and buffer whose name in the model satisfies `owns`."""
-
-    def replace(self, name: str, dense: Tensor) -> None:
-        """Put a dense tensor in the place of the parameter that the checkpoint calls `name`."""
-
-    def drop(self, owns: Callable[[str], bool]) -> None:
-        """Send parameters and buffers back to the meta device."""
-
-    def offload(self, owns: Callable[[str], bool]) -> None:
-        """Drop large parameters, each until the model reads it again."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +52,7 @@ class Walk:
     """
 
     model: Any
-    loader: Loader
+    loader: PartialModel
     batches: Sequence[Batch]
     wanted: Mapping[str, Place]
     needs: frozenset[str]
@@ -90,9 +74,21 @@ class Visitor(Protocol):
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """Dense parameters of a block that an earlier run has compressed, by checkpoint name; None to visit it."""
+        return None
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         """Compress the layers of one block; returns their new dense parameters by checkpoint name."""
+
+
+@dataclass
+class Gatherer(Visitor):
+    """Keeps the statistics of all blocks, and changes nothing."""
+
+    seen: dict[str, InputStats] = field(default_factory=dict)
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        self.seen |= stats
+        return {}
 
 
 @dataclass

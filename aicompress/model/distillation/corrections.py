@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.model.blocks.side_by_side import Arrivals, Runs, run_side_by_side
+from aicompress.model.blocks.paused_forward import Arrivals, Runs, run_side_by_side
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

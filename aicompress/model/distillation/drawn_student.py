@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.definitions.architecture_code import refusing
-from aicompress.model.loading.definitions.definition import definition_of
+from aicompress.model.loading.definitions.definition import definition_of, refusing
 
 
 def drawn_model(config: dict[str, Any], seed: int) -> Any:

@@ -17,8 +17,8 @@ from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.equivalence.scaling_groups import BlockGroups, ChannelAxis, ScalingGroup, find_scaling_groups
 from aicompress.model.loading.definitions.config import configurations
-from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.loading.places import Slot
 
 T = TypeVar("T")
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.model.loading.definitions.config import batched_experts
-from aicompress.model.loading.divided import Place
-from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.loading.places import Place, Slot
 
 
 def shared_inputs(model: Any, places: Mapping[str, Place], inputs: Mapping[str, Tensor]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Choose the fastest module of this CPU for a stored weight."""
+"""Choose the fastest module of this CPU for a stored weight, and say what computes one that has none."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from aicompress.model.kernels.submatrix import SubmatrixLinear
 from aicompress.model.kernels.two_products import BaseDeltaLinear, LowRankLinear, turned
 from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
 from aicompress.weights import BaseDelta, Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Tied, Weight
+from aicompress.weights.decoding import CONVOLUTIONS, factors
 from aicompress.weights.stored.int_grouped import spread
 
 
@@ -189,3 +190,20 @@ def fast_module(
     if type(module) is nn.Embedding and module.max_norm is None and isinstance(weight, IntGrouped):
         return IntEmbedding(weight, dtype)
     return None
+
+
+def reference_kernel(module: nn.Module, weight: Weight) -> str:
+    """Name what a layer computes by its stored weight: parts one after the other, or the decoded matrix.
+
+    Args:
+        module: the layer as it runs.
+        weight: what is stored.
+    """
+    from aicompress.model.hf.layers_aicompress import StoredConv, StoredEmbedding, StoredLinear  # with transformers
+
+    chained = len(weight.parts()) if weight.form in CONVOLUTIONS else len(factors(weight.meta(), weight.tensors()))
+    if isinstance(module, StoredConv) and module.groups == 1 and (chained == 2 or weight.form in CONVOLUTIONS):
+        return f"reference: {chained} convolutions, one after the other"
+    if isinstance(module, (StoredLinear, StoredEmbedding)) and chained > 1:
+        return f"reference: {chained} factors, one after the other"
+    return f"reference: {weight.form.replace('_', ' ')} decoded"

@@ -15,10 +15,9 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, first_line
 from aicompress.model import hf
 from aicompress.model.kernels.fusion import fuse
-from aicompress.model.kernels.reference import reference_kernel
-from aicompress.model.kernels.select import fast_module, has_room, is_resident, running_dtype
+from aicompress.model.kernels.select import fast_module, has_room, is_resident, reference_kernel, running_dtype
 from aicompress.model.kernels.shared_tensors import SharedTensors
-from aicompress.model.loading.merged_experts import converted
+from aicompress.model.loading.places import converted
 from aicompress.model.loading.resize import resize
 from aicompress.model.loading.weight_reads import weights_used
 from aicompress.weights import Weight

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
-from aicompress.model.loading.definitions.biases import without_added_biases
 from aicompress.model.loading.fill import Filling
 from aicompress.model.loading.fitting import fitted
+from aicompress.model.loading.mismatches import without_added_biases
 
 Kernels = Literal["fast", "reference"]
 # What loading a directory imports, whatever its architecture: seconds, for what comes before the load itself.

@@ -1,15 +1,17 @@
-"""Parameters that a model definition expects and a checkpoint lacks, or holds in another shape."""
+"""Parameters that a model definition expects and a checkpoint lacks, has in another shape, or adds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
+from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.model.loading.fill import computed
 from aicompress.model.loading.fitting import fitted
 
@@ -100,3 +102,22 @@ def _mismatches(
         elif source in integers and parameter.is_floating_point():
             problems.append(f"{source} holds integers, the architecture has real numbers there")
     return tuple(problems)
+
+
+def without_added_biases(checkpoint: Checkpoint) -> Checkpoint:
+    """The view without biases beside another tool's weights that hold zeros, where the architecture has none."""
+    weights = checkpoint.foreign.weights
+    beside = [f"{name.removesuffix('.weight')}.bias" for name in weights]
+    names = [name for name in beside if name in checkpoint.tensors]
+    model = skeleton(checkpoint.config) if names and checkpoint.config is not None else None
+    if model is None:
+        return checkpoint
+    known = set(model.state_dict())
+    unknown = [name for name, (target, _) in hf.parameter_names(model, names).items() if target not in known]
+    added = {name for name in unknown if not bool(checkpoint.read(name).any())}
+    if not added:
+        return checkpoint
+    told = f"biases of zeros that the architecture does not have are left out: {len(added)}, {min(added)} for one"
+    foreign = replace(checkpoint.foreign, told=(*checkpoint.foreign.told, told))
+    tensors = {name: ref for name, ref in checkpoint.tensors.items() if name not in added}
+    return replace(checkpoint, tensors=tensors, foreign=foreign)

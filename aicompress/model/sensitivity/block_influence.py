@@ -20,7 +20,8 @@ from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
-from aicompress.model.blocks.walk import Batch, Loader, prepare
+from aicompress.model.blocks.walk import Batch, prepare
+from aicompress.model.loading.partial_model import PartialModel
 
 RunBlock = Callable[[Block, Arrival, Batch], Any]
 
@@ -37,7 +38,7 @@ class BlockRun:
     """
 
     model: Any
-    loader: Loader
+    loader: PartialModel
     batches: Sequence[Batch]
     team: Team
 

@@ -29,10 +29,10 @@ from aicompress.model.blocks.caches import leave, left_by, mapped
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.paused_forward import PausedForward, gate
-from aicompress.model.blocks.walk import Loader, prepare
+from aicompress.model.blocks.walk import prepare
+from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.loss import Objective, Sample
-from aicompress.model.sensitivity.moments import MomentSums, SpreadError, Watched, harvest, watch
-from aicompress.model.sensitivity.pieces import Pieces
+from aicompress.model.sensitivity.moments import MomentSums, Pieces, SpreadError, Watched, harvest, watch
 from aicompress.statistics import GradientStats
 
 
@@ -50,7 +50,7 @@ class Descent:
     """
 
     model: Any
-    loader: Loader
+    loader: PartialModel
     samples: Sequence[Sample]
     wanted: Mapping[str, Watched]
     objective: Objective

@@ -20,8 +20,9 @@ from aicompress.errors import CompressError
 from aicompress.model.blocks.caches import copied, leave, left_by
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
-from aicompress.model.blocks.walk import Batch, Loader
+from aicompress.model.blocks.walk import Batch
 from aicompress.model.loading.definitions.config import configurations
+from aicompress.model.loading.partial_model import PartialModel
 
 BROKEN = 1e6  # the loss of outputs that are no numbers: more than any that are
 LOWEST = -1e30  # stands for logits of minus infinity, of tokens that a model never gives
@@ -92,7 +93,7 @@ class OutputSensitivity:
     def __init__(
         self,
         model: Any,
-        loader: Loader,
+        loader: PartialModel,
         weights: tuple[Callable[[str], Tensor], Callable[[str], str | None]],
         batches: Sequence[Batch],
         resident: bool,
@@ -251,7 +252,7 @@ class OutputSensitivity:
 class _Changed:
     """Parameters of a loaded model that are others for a while."""
 
-    loader: Loader
+    loader: PartialModel
     original: Callable[[str], Tensor]
     changes: Mapping[str, Tensor]
 

@@ -1,18 +1,22 @@
-"""The tokens of a tokenizer: what holds them together, and the order in which they would be kept."""
+"""The tokens of a tokenizer: what holds them together, in which order they would be kept, their alphabet, and which
+token of another tokenizer each is.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, RecipeError
 from aicompress.model.vocabulary.segmentation import Segmentation, segmentation_of
 
 AHEAD = 2.0**30  # uses by which tokens that are asked for are ahead of others; more than a text has
@@ -119,3 +123,73 @@ class Vocabulary:
             if self.segmentation.ids[token] < size:
                 start[self.segmentation.ids[token]] = 0.25 + 0.5 * (1 - place / len(placed))
         return start
+
+
+def unknown_tokens(own: Any, other: Any) -> list[str]:
+    """The tokens of a tokenizer that another one has not."""
+    known = other.get_vocab()
+    return [token for token in own.get_vocab() if token not in known]
+
+
+def numbers_among(own: Any, other: Any) -> Tensor | None:
+    """Another tokenizer's number of every token of one, (tokens,) int64; None where some number is of no token.
+
+    The other one has to know all of them.
+    """
+    ids, known = own.get_vocab(), other.get_vocab()
+    numbers = torch.full((max(ids.values()) + 1,), -1)
+    for token, number in ids.items():
+        numbers[number] = known[token]
+    return None if bool((numbers < 0).any()) else numbers
+
+
+_RANGE = re.compile(r"(?P<first>U\+[0-9a-fA-F]{1,6}|.)\s*-\s*(?P<last>U\+[0-9a-fA-F]{1,6}|.)", re.DOTALL)
+# What every script is written with: ASCII but for its letters, and punctuation.
+_ALWAYS = r"\x00-@\[-`{-\x7f\p{Punctuation}"
+
+
+def written_in(alphabet: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a text has no other characters than an alphabet's, punctuation, and ASCII but for its letters.
+
+    Args:
+        alphabet: scripts and categories of Unicode, and ranges such as `a-z` and `U+0400-U+04FF`.
+
+    Raises:
+        RecipeError: a name that Unicode does not have, or a range that runs backwards.
+    """
+    pattern = regex.compile(rf"[{_ALWAYS}{''.join(map(_class, alphabet))}]*")
+    return lambda text: pattern.fullmatch(text) is not None
+
+
+def _class(name: str) -> str:
+    """One name or range as a part of a class of characters."""
+    between = _RANGE.fullmatch(name)
+    if between is not None:
+        first, last = (_character(between[end]) for end in ("first", "last"))
+        if first > last:
+            raise RecipeError(f"method.alphabet: the range {name!r} runs backwards", "give its first character first")
+        return f"{regex.escape(first)}-{regex.escape(last)}"
+    for kind in ("Script=", ""):
+        written = rf"\p{{{kind}{name}}}"
+        try:
+            if re.fullmatch(r"[A-Za-z][A-Za-z _]*", name):
+                regex.compile(written)
+                return written
+        except regex.error:
+            continue
+    hint = "a script (latin, cyrillic), a category (currency_symbol), or a range (a-z, U+0400-U+04FF)"
+    raise RecipeError(f"method.alphabet: Unicode has no {name!r}", hint)
+
+
+def _character(given: str) -> str:
+    """A character as itself, or by its code point.
+
+    Raises:
+        RecipeError: there is no such code point.
+    """
+    if len(given) == 1:
+        return given
+    try:
+        return chr(int(given[2:], 16))
+    except ValueError as error:
+        raise RecipeError(f"method.alphabet: {given} is no code point", "they go to U+10FFFF") from error

@@ -1,8 +1,9 @@
-"""Calibration inputs of a recipe as the batches a model takes."""
+"""Calibration inputs of a recipe as the batches a model takes, and the report's record of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.data import SampleSource, batches, drawn_windows, labelled, named_arrays, sentences, token_windows
 from aicompress.errors import Refused
 from aicompress.model.loading.definitions.config import most_positions
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.model.sensitivity.loss import Sample
-from aicompress.pipeline.calibration.arguments import DEFAULT_SAMPLES, arguments_of
-from aicompress.pipeline.calibration.texts import generates
+from aicompress.pipeline.calibration.arguments import DEFAULT_SAMPLES, arguments_of, generates
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe import Calibration
 
@@ -208,3 +209,25 @@ def _language(model: Any, windows: Tensor) -> dict[str, Any]:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         plain["decoder_input_ids"] = windows
     return plain
+
+
+def record_of_data(given: Sequence[SampleSource], processes: int, **settings: str) -> dict[str, Any]:
+    """The record of samples that ran through the model.
+
+    Args:
+        given: where the samples came from.
+        processes: how many processes ran them.
+        settings: how the model ran.
+    """
+    return {
+        "data": [dataclasses.asdict(source) for source in given],
+        "statistics": [],
+        "processes": processes,
+        **settings,
+    }
+
+
+def record_of_files(files: Sequence[StatisticsFile]) -> dict[str, Any]:
+    """The record of statistics that were read from files: the samples behind them, and the files."""
+    sources = [source for file in files for source in file.calibration.get("data", [])]
+    return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}

@@ -1,4 +1,7 @@
-"""Gradients of a step's loss in the selected weights: samples in, moments by layer out, on disk until they are read."""
+"""Gradients of a step's loss in the selected weights: samples in, moments by layer out, on disk until they are read.
+
+A `Joint` brings together those of layers that are one matrix on disk.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,12 +24,12 @@ from aicompress.model.sensitivity.gradients import Descent, Keep, collect
 from aicompress.model.sensitivity.loss import Objective
 from aicompress.model.sensitivity.moments import WIDEST, Part, Watched
 from aicompress.pipeline.calibration.data import samples
-from aicompress.pipeline.calibration.joints import MOMENTS, OUTPUTS, Joint, joints_of
 from aicompress.pipeline.calibration.request import Step, module_of
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
 from aicompress.statistics import GradientStats
 
+MOMENTS, OUTPUTS = "gradients", "output_gram"  # statistics: of gradients in weights, and in the layers' outputs
 GradientReader = Callable[[str], GradientStats | None]  # the moments of a layer's gradients by the layer's name
 
 
@@ -54,23 +56,21 @@ class GradientStore:
         return self.folder / f"{name}.safetensors"
 
 
-class Written(Step, Protocol):
-    """A plan with an output."""
-
-    @property
-    def output(self) -> Output: ...
-
-
 @contextmanager
 def gradients(
-    plan: Written, team: Processes, say: Callable[[str], None], needs: frozenset[str] = frozenset({MOMENTS})
+    step: Step,
+    output: Output,
+    team: Processes,
+    say: Callable[[str], None],
+    needs: frozenset[str] = frozenset({MOMENTS}),
 ) -> Iterator[GradientStore]:
     """Moments of the gradients of every selected layer, while the context lasts; the first process keeps them.
 
     They lie in a folder beside the output: two float32 matrices for every selected weight, or one of its outputs.
 
     Args:
-        plan: the step.
+        step: whose layers they are.
+        output: beside which they lie.
         team: processes that share the samples.
         say: told of every step.
         needs: statistics to collect; those that are not of gradients are passed over.
@@ -78,12 +78,12 @@ def gradients(
     Raises:
         RecipeError: the calibration data does not fit the model.
     """
-    out = plan.output.destination.path.resolve()
+    out = output.destination.path.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.gradients.", dir=out.parent) as folder:
         store = GradientStore(Path(folder))
         differentiate(
-            plan,
+            step,
             team,
             store.add if team.rank == 0 else lambda moments: None,
             lambda done, total: say(f"gradients, step {done} of {total}"),
@@ -170,3 +170,56 @@ def _factor(checkpoint: Checkpoint, info: LayerInfo) -> Part:
         return gradient if before is None else gradient @ before.t()
 
     return of_part
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A matrix, such as fused query, key and value, that lies in several layers of the running model.
+
+    Attributes:
+        name: of the checkpoint's layer.
+        columns: of the matrix.
+        parts: by what a layer's moments are called, the layer's path and the numbers of the rows that it has.
+    """
+
+    name: str
+    columns: int
+    parts: Mapping[str, tuple[str, Tensor]]
+
+    def watched(self, needs: frozenset[str]) -> dict[str, Watched]:
+        """What is to be watched of its layers."""
+        wanted = OUTPUTS in needs, MOMENTS in needs
+        return {
+            part: Watched(path, (len(rows), self.columns), outputs=wanted[0], moments=wanted[1])
+            for part, (path, rows) in self.parts.items()
+        }
+
+    def joined(self, moments: Mapping[str, GradientStats]) -> GradientStats:
+        """Moments of the whole matrix; outputs of different layers count as independent of each other."""
+        own = [(moments[part], rows) for part, (_, rows) in self.parts.items()]
+        total = sum(len(rows) for _, rows in own)
+        shape = (total, self.columns)
+        mean = _placed(shape, [(stats.mean, rows, slice(None)) for stats, rows in own])
+        square = _placed(shape, [(stats.square, rows, slice(None)) for stats, rows in own])
+        gram = _placed((total, total), [(stats.output_gram, rows[:, None], rows) for stats, rows in own])
+        return GradientStats(own[0][0].count, mean, square, gram)
+
+
+def _placed(shape: tuple[int, int], parts: Iterable[tuple[Tensor | None, Tensor, Tensor | slice]]) -> Tensor | None:
+    """A matrix of these parts at these rows and columns, zero elsewhere; None where a part is lacking."""
+    whole = torch.zeros(shape)
+    for part, rows, columns in parts:
+        if part is None:
+            return None
+        whole[rows, columns] = part
+    return whole
+
+
+def joints_of(loader: PartialModel, infos: Iterable[LayerInfo]) -> list[Joint]:
+    """The layers, none of them a factor, whose matrix the model divides."""
+    joints: list[Joint] = []
+    for info in infos:
+        layers = {} if info.part else loader.rows_of_layers(info.tensor)
+        parts = {f"{info.name}, {path}": (path, rows) for path, rows in layers.items()}
+        joints += [Joint(info.name, info.tensor_shape[1], parts)] if parts else []
+    return joints

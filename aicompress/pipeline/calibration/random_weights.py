@@ -18,7 +18,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.views.noise import NoiseCheckpoint
 from aicompress.errors import CompressError, Refused, first_line
 from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.calibration.request import Given, module_of
+from aicompress.pipeline.calibration.request import StepInput, module_of
 from aicompress.pipeline.step.models.running_model import example
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Recipe
@@ -28,7 +28,7 @@ SAMPLES, LENGTH, TOKENS = 2, 16, 64  # of the inputs on which a model is tried
 T = TypeVar("T")
 
 
-def on_noise(step: Given, search: Callable[[Any, Any, Mapping[str, Tensor]], T]) -> T:
+def on_noise(step: StepInput, search: Callable[[Any, Any, Mapping[str, Tensor]], T]) -> T:
     """Search the model with random weights for its structure; no weight is read.
 
     Args:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo, MergedExperts
-from aicompress.methods.method import MethodConfig
+from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
 
@@ -37,29 +37,6 @@ class Request:
         return bool(self.stats) and all(path.exists() for path in self.stats)
 
 
-class SelectedLayer(Protocol):
-    """A layer and the method's parameters for it."""
-
-    @property
-    def info(self) -> LayerInfo: ...
-
-    @property
-    def config(self) -> MethodConfig | None: ...
-
-
-class Given(Protocol):
-    """Whatever holds what a step is given: a `StepInput`, or a plan."""
-
-    @property
-    def checkpoint(self) -> Checkpoint: ...
-
-    @property
-    def recipe(self) -> Recipe: ...
-
-    @property
-    def request(self) -> Request: ...
-
-
 @dataclass(frozen=True)
 class StepInput:
     """What a step is given.
@@ -75,11 +52,15 @@ class StepInput:
     request: Request
 
 
-class Step(Given, Protocol):
-    """A plan, as far as calibration asks."""
+@dataclass(frozen=True)
+class Step(StepInput):
+    """A step as far as calibration asks.
 
-    @property
-    def layers(self) -> Sequence[SelectedLayer]: ...
+    Attributes:
+        layers: the layers of the input, with the method's parameters for those that it acts on.
+    """
+
+    layers: Sequence[LayerPlan]
 
 
 def experts_of(plan: Step) -> dict[str, MergedExperts]:
@@ -99,7 +80,7 @@ def follows(recipe: Recipe) -> bool:
     return recipe.calibration is None or recipe.calibration.activations == "compressed"
 
 
-def module_of(step: Given) -> Any:
+def module_of(step: StepInput) -> Any:
     """The model to run, without its weights.
 
     Raises:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from aicompress.model.blocks.walk import Visitor, Walk, walk
 from aicompress.model.kernels.bf16_products import rounds
-from aicompress.model.loading.divided import Place
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.pipeline.calibration.data import ROWS, Inputs, calibration_inputs
-from aicompress.pipeline.calibration.record import record_of_data
+from aicompress.model.loading.places import Place
+from aicompress.pipeline.calibration.data import ROWS, Inputs, calibration_inputs, record_of_data
 from aicompress.pipeline.calibration.request import Step, experts_of, follows, module_of
 from aicompress.pipeline.step.workers import Processes
 from aicompress.statistics import InputStats

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.methods.method import OF_GRADIENTS
-from aicompress.pipeline.calibration.gradients import differentiate
-from aicompress.pipeline.calibration.joints import MOMENTS
+from aicompress.model.blocks.walk import Visitor
+from aicompress.pipeline.calibration.gradients import MOMENTS, differentiate
 from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress
@@ -20,55 +21,35 @@ from aicompress.pipeline.step.workers import Processes
 from aicompress.statistics import InputStats, column_statistics
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What to collect.
-
-    Attributes:
-        tensors: parameters whose layers' inputs are looked at.
-        needs: which statistics.
-    """
-
-    tensors: Sequence[str]
-    needs: frozenset[str]
-
-
-def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: Callable[[str, int, int], None]) -> None:
-    """Run the model and keep the statistics of layers' inputs; the first process writes the file.
+def collect(
+    step: Step, tensors: Sequence[str], needs: frozenset[str], path: Path, team: Processes, progress: Progress
+) -> None:
+    """Run the model and keep the statistics of some parameters' inputs; the first process writes the file.
 
     Raises:
         RecipeError: the calibration data does not fit the model.
     """
-    engine = CalibrationRun.of(plan, wanted.tensors, team)
-    needs, graded = (wanted.needs - OF_GRADIENTS) | _always(), bool(wanted.needs & OF_GRADIENTS)
-
-    def tell(done: int, total: int) -> None:
-        progress("statistics", done, total)
-
-    def back(done: int, total: int) -> None:
-        progress("gradients", done, total)
-
+    engine = CalibrationRun.of(step, tensors, team)
+    graded = bool(needs & OF_GRADIENTS)
+    tell, back = partial(progress, "statistics"), partial(progress, "gradients")
     if team.rank != 0:
-        engine.walk(_Keeper(None), needs, False, tell, changes=False)
+        engine.walk(_Keeper(None), (needs - OF_GRADIENTS) | _always(), False, tell, changes=False)
         if graded:
-            differentiate(plan, team, lambda moments: None, back, wanted.needs)
+            differentiate(step, team, lambda moments: None, back, needs)
         return
     with StatisticsWriter(path) as writer:
-        engine.walk(_Keeper(writer), needs, False, tell, changes=False)
-        writer.add({name: InputStats(0) for name in wanted.tensors if name not in engine.wanted})
+        engine.walk(_Keeper(writer), (needs - OF_GRADIENTS) | _always(), False, tell, changes=False)
+        writer.add({name: InputStats(0) for name in tensors if name not in engine.wanted})
         if graded:
-            differentiate(plan, team, writer.add_gradients, back, wanted.needs)
-        writer.seal(digests(plan.checkpoint.source), engine.record())
+            differentiate(step, team, writer.add_gradients, back, needs)
+        writer.seal(digests(step.checkpoint.source), engine.record())
 
 
 @dataclass(frozen=True)
-class _Keeper:
+class _Keeper(Visitor):
     """Keeps statistics and changes nothing."""
 
     writer: StatisticsWriter | None
-
-    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
-        return None
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         if self.writer is not None:
@@ -86,10 +67,12 @@ def kept(needs: frozenset[str]) -> frozenset[str]:
     return needs | {MOMENTS} if needs & OF_GRADIENTS else needs
 
 
-def with_statistics(plan: Step, wanted: Callable[[], Wanted], team: Processes, progress: Progress) -> bool:
+def with_statistics(
+    step: Step, tensors: Sequence[str], needs: frozenset[str], team: Processes, progress: Progress
+) -> bool:
     """Make sure that the files of statistics that a step names exist; False for a step that names none."""
-    there = team.gather(plan.request.reads_files)[0]
-    if plan.request.stats and not there:
-        collect(plan, wanted(), plan.request.stats[0], team, progress)
+    there = team.gather(step.request.reads_files)[0]
+    if step.request.stats and not there:
+        collect(step, tensors, needs, step.request.stats[0], team, progress)
         team.wait()
-    return bool(plan.request.stats)
+    return bool(step.request.stats)

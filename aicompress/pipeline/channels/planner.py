@@ -23,9 +23,8 @@ from aicompress.model.channels.cut import kept_places
 from aicompress.model.channels.graph import OUTPUT
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.pipeline.calibration.request import Request, StepInput, module_of
-from aicompress.pipeline.channels.config_widths import FIELDS, HINT
 from aicompress.pipeline.channels.example_inputs import as_taken
-from aicompress.pipeline.channels.outline import Draft
+from aicompress.pipeline.channels.narrowing import FIELDS, HINT, Draft
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.channels.selection import CalibrationBatches, ChannelChoice, example_of, selected, traced
 from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space

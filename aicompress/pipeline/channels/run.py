@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from aicompress.checkpoint.reader import require_finite
 from aicompress.model.channels.cut import cut_layer, cut_module
 from aicompress.model.channels.repair import Repair, repair
-from aicompress.pipeline.calibration.record import record_of_data
-from aicompress.pipeline.channels.outline import narrowed
+from aicompress.pipeline.calibration.data import record_of_data
+from aicompress.pipeline.channels.narrowing import narrowed
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results

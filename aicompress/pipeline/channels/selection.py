@@ -1,9 +1,10 @@
-"""The channels of a network that can go, and those that do: traced, tried, selected, scored."""
+"""The channels of a network that can go, and those that do: traced, tried, selected, scored, timed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,16 +13,15 @@ from torch import Tensor, nn
 
 from aicompress.data import SampleSource
 from aicompress.errors import RecipeError, Refused
+from aicompress.measure import interleaved
 from aicompress.methods.channels import AnyChannelPruner, Channels, KeptUnits, Limits
 from aicompress.methods.structural import Part, Structure
-from aicompress.model.channels.cut import kept_places, unit_rows
-from aicompress.model.channels.graph import ChannelGroup, Fixed, channel_groups
+from aicompress.model.channels.cut import Kept, cut_module, kept_places, unit_rows
+from aicompress.model.channels.graph import ChannelGroup, Fixed, channel_groups, forward
 from aicompress.model.channels.removable import removable
 from aicompress.model.channels.saliency import Batch, saliencies
-from aicompress.pipeline.channels.config_widths import expressed
 from aicompress.pipeline.channels.example_inputs import example
-from aicompress.pipeline.channels.outline import Draft
-from aicompress.pipeline.channels.speed import Speed
+from aicompress.pipeline.channels.narrowing import Draft, expressed
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import Survey
 
@@ -211,3 +211,46 @@ def _parts(module: nn.Module, group: ChannelGroup) -> Iterator[Part]:
         leaves = [leaf for leaf, _ in module.get_submodule(member.path).named_parameters(recurse=False)]
         for leaf in leaves if member.side != "in" else ["weight"]:
             yield Part(f"{member.path}.{leaf}", member.path, role, 0, partial(unit_rows, module, member, leaf))
+
+
+BATCH = 64  # inputs of a forward pass that is timed
+ROUNDS, WARMUP = 15, 3
+
+
+@dataclass
+class Speed:
+    """A table of forward times by the widths of the layers, each measured when it is first asked for.
+
+    Attributes:
+        module: the whole network.
+        inputs: a few inputs of it.
+        ratios: time beside the whole network's, in turn in the same rounds, by widths.
+    """
+
+    module: nn.Module
+    inputs: Any
+    ratios: dict[tuple[tuple[str, int, int], ...], float] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def ratio(self, kept: Mapping[str, Kept]) -> float:
+        """Time with the channels that stay, as a part of the whole network's."""
+        key = tuple((path, _count(places.out), _count(places.inner)) for path, places in sorted(kept.items()))
+        if key not in self.ratios:
+            few, inputs = copy.deepcopy(self.module), _filled(self.inputs)
+            cut_module(few, kept)
+            whole, cut = interleaved(
+                [lambda: forward(self.module, inputs), lambda: forward(few, inputs)], ROUNDS, WARMUP
+            )
+            self.ratios[key] = cut.median / whole.median
+        return self.ratios[key]
+
+
+def _count(places: Tensor | None) -> int:
+    return -1 if places is None else len(places)
+
+
+def _filled(inputs: Any) -> Any:
+    """As many inputs as are timed, the given ones again and again."""
+    if isinstance(inputs, dict):
+        return {name: _filled(value) for name, value in inputs.items()}
+    return inputs[torch.arange(BATCH) % len(inputs)] if isinstance(inputs, Tensor) else inputs

@@ -17,9 +17,8 @@ from aicompress.methods.outputs import OutputShapes
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.outputs import Runner, shapes_of_outputs
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer, vocabulary_digest
-from aicompress.model.vocabulary.correspondence import numbers_among, unknown_tokens
-from aicompress.pipeline.distillation.data.batches import TrainingSamples
-from aicompress.pipeline.distillation.data.samples import bare_module, require_arrays
+from aicompress.model.vocabulary.vocabulary import numbers_among, unknown_tokens
+from aicompress.pipeline.distillation.data.samples import TrainingSamples, bare_module, require_arrays
 from aicompress.recipe.distillation import DistillRecipe
 
 Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]

@@ -11,10 +11,9 @@ from torch import nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.methods.outputs import Output
 from aicompress.model.blocks.input_errors import input_errors_refused
-from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.distillation.outputs import body_of, prepare
-from aicompress.model.distillation.recomputation import recompute_activations
 from aicompress.model.distillation.sharding import shard_parameters
+from aicompress.model.distillation.training_passes import attend_in_float32, recompute_activations
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation.loop.setup import TrainingSetup
 from aicompress.pipeline.distillation.loop.shards import Shards, divided_student

@@ -27,8 +27,7 @@ from aicompress.pipeline.distillation.compatibility import (
     token_numbers,
     tokenizer_warnings,
 )
-from aicompress.pipeline.distillation.data.batches import TrainingSamples
-from aicompress.pipeline.distillation.data.samples import bare_module, fitting_samples, models
+from aicompress.pipeline.distillation.data.samples import TrainingSamples, bare_module, fitting_samples, models
 from aicompress.pipeline.distillation.data.splits import Split, by_tokens, mixed, split_samples
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.pipeline.distillation.data.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.samples import TrainingSamples
 from aicompress.pipeline.distillation.data.splits import Split
 from aicompress.pipeline.distillation.layer_by_layer.blockwise import BlockwiseTuning
 from aicompress.pipeline.distillation.loop.state import TrainingHistory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
+from aicompress.layer import LayerInfo
 from aicompress.methods.modes import BlockTuning, LayerCorrection
 from aicompress.pipeline.distillation import movement
 from aicompress.pipeline.distillation.layer_by_layer.block_files import BlockFiles
@@ -27,10 +29,9 @@ from aicompress.pipeline.distillation.loop.state import FOLDER, StateFile
 from aicompress.pipeline.distillation.loop.trainer import Trainer
 from aicompress.pipeline.distillation.models import at_temperature, loaded, with_stored
 from aicompress.pipeline.distillation.plan import DistillPlan
-from aicompress.pipeline.distillation.report_section import training_section
+from aicompress.pipeline.distillation.report_section import blockwise_section, training_section
 from aicompress.pipeline.distillation.signals.teacher import StoredTeacher
 from aicompress.pipeline.distillation.trained.student import Student
-from aicompress.pipeline.distillation.writing import UNCHANGED, write_tuned, written
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.models.running_model import resolved_device
@@ -38,7 +39,8 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, require_resumable, run_step
 from aicompress.recipe.distillation import Training
-from aicompress.report.model import Report
+from aicompress.report.model import LayerRow, Report
+from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -190,3 +192,42 @@ def _write(
         ended = f"training ended at step {trainer.history.step} of {plan.training.steps}"
         notes = (*notes, f"{ended}: {plan.training.patience} measurements in a row were no better than the best")
     return Results(rows, warnings, training=section, notes=notes)
+
+
+UNCHANGED = "no step was better than the input on the held-out samples: the weights are the input's"
+
+
+def write_tuned(plan: DistillPlan, tuning: BlockwiseTuning, opened: OpenOutput) -> Results:
+    """Tune all blocks, and write every parameter of what is better, with a row for each layer."""
+    tuning.heal()
+    places = tuning.files.names()
+    better = tuning.history.best_step > 0
+    student = Student(plan.checkpoint, plan.student_mode, {name: {} for name in places}, {})
+
+    def value_of(name: str) -> Tensor | Weight:
+        return tuning.files.value(name, places[name]) if better and name in places else student.original(name)
+
+    rows = written(plan, student, value_of, opened)
+    StateFile(tuning.files.folder.parent).remove()
+    moved = sum(math.prod(plan.checkpoint.parameters()[name].shape) for name in places)
+    warnings = plan.warnings if better else (*plan.warnings, UNCHANGED)
+    return Results(rows, warnings, training=blockwise_section(tuning, moved), notes=plan.told)
+
+
+def written(
+    plan: DistillPlan, student: Student, value_of: Callable[[str], Tensor | Weight], opened: OpenOutput
+) -> tuple[LayerRow, ...]:
+    """Write every parameter; returns a row for each layer."""
+    infos: dict[str, list[LayerInfo]] = {}
+    for info in plan.layers:
+        infos.setdefault(info.tensor, []).append(info)
+    rows: list[LayerRow] = []
+    for name in plan.output.parameters:
+        value = value_of(name)
+        for disk, tensor in plan.output.encode(name, value).items():
+            opened.writer.put(disk, tensor)
+        rows += [
+            student.row(info, value, plan.recipe.method.name, plan.output.nbytes(name, info.part))
+            for info in infos.get(name, [])
+        ]
+    return tuple(rows)

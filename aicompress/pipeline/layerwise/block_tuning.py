@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.methods.zeros import mask_of
 from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule, moves
 from aicompress.model.blocks.reconstruction import Stage, tune
-from aicompress.model.loading.divided import Place
+from aicompress.model.loading.places import Place
 from aicompress.pipeline.layerwise.compress import Compressed
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed

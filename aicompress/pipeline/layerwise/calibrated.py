@@ -15,10 +15,9 @@ from aicompress.errors import listed
 from aicompress.layer import from_matrix
 from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
-from aicompress.model.loading.divided import Place
-from aicompress.pipeline.calibration.data import ROWS
+from aicompress.model.loading.places import Place
+from aicompress.pipeline.calibration.data import ROWS, record_of_files
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
-from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.request import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.layerwise.block_tuning import can_move, tuned, vectors
@@ -53,8 +52,8 @@ def compress(work: Work, known: GradientReader | None, team: Processes) -> dict[
     left = [name for name in work.plan.selected if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
-    differentiated = work.plan.reads_gradients and known is None
-    with gradients(work.plan, team, work.say, work.plan.needs) if differentiated else nullcontext() as store:
+    plan, differentiated = work.plan, work.plan.reads_gradients and known is None
+    with gradients(plan, plan.output, team, work.say, plan.needs) if differentiated else nullcontext() as store:
         read = known if store is None else store.read
         if work.plan.input_statistics:
             writer = _Writer(work, read, engine.wanted, vectors(work.plan, engine.loader.paths))

@@ -15,7 +15,7 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.zeros import mask_of
 from aicompress.pipeline.calibration.random_weights import on_noise
-from aicompress.pipeline.calibration.request import Given
+from aicompress.pipeline.calibration.request import StepInput
 from aicompress.pipeline.step.layer_plan import layer_seed
 from aicompress.weights import Dense, PerExpert, Weight
 
@@ -45,7 +45,7 @@ class Divisible:
 ALL_WHOLE = Divisible({}, {})
 
 
-def divisible(step: Given, method: AnyLayerMethod, chosen: Sequence[LayerInfo]) -> Divisible:
+def divisible(step: StepInput, method: AnyLayerMethod, chosen: Sequence[LayerInfo]) -> Divisible:
     """Find the experts that a method takes one by one.
 
     With statistics of their inputs, the model is run on random weights to see how they are multiplied with these.

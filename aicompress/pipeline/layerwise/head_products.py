@@ -13,12 +13,12 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import head_counts
 from aicompress.model.equivalence.head_products import HeadCounts, find_head_products
 from aicompress.pipeline.calibration.random_weights import on_noise
-from aicompress.pipeline.calibration.request import Given
+from aicompress.pipeline.calibration.request import StepInput
 from aicompress.pipeline.step.layer_plan import LayerPlan
 
 
 def coupled(
-    step: Given, method: AnyLayerMethod, layers: Mapping[str, LayerPlan]
+    step: StepInput, method: AnyLayerMethod, layers: Mapping[str, LayerPlan]
 ) -> tuple[dict[str, LayerPlan], list[str]]:
     """The layers that are members of products, with these, and notes that tell which are left as they are.
 
@@ -50,7 +50,7 @@ def coupled(
     return {name: coupled[name] for name in layers if name in coupled}, _left(layers, coupled, whole)
 
 
-def _products(step: Given) -> tuple[HeadProduct, ...]:
+def _products(step: StepInput) -> tuple[HeadProduct, ...]:
     architecture = Architecture.of(step.checkpoint.config, step.checkpoint.parameters())
     counts = dict.fromkeys(HeadCounts(c.heads, c.groups, c.width) for c in head_counts(architecture.config))
     return on_noise(step, partial(find_head_products, tuple(counts)))

@@ -15,7 +15,7 @@ from aicompress.methods.decisions import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
-from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.layerwise.experts import outline
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
 from aicompress.pipeline.layerwise.sharing import following, outlined, with_groups
@@ -24,7 +24,6 @@ from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Output, Planned, arrange
-from aicompress.recipe import Recipe
 from aicompress.report.plan import PlanSummary, Undecided
 from aicompress.weights import Dense, Weight
 
@@ -33,7 +32,7 @@ UNTRIED = "the running model decides how much stays of each layer: the plan show
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Step):
     """A step that can be run, or printed.
 
     Attributes:
@@ -55,13 +54,10 @@ class Plan:
         measured_on: record of the calibration data that levels were found with; empty without.
     """
 
-    checkpoint: Checkpoint
-    recipe: Recipe
-    method: AnyLayerMethod
     layers: tuple[LayerPlan, ...]
+    method: AnyLayerMethod
     output: Output
     kinds: Mapping[str, Kind | None] | None
-    request: Request = field(default_factory=Request)
     warnings: tuple[str, ...] = field(default=())
     open: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)
     searches: Mapping[str, WidthSearch] = field(default_factory=dict)

@@ -16,10 +16,9 @@ from aicompress.methods.decisions import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration import requirements
-from aicompress.pipeline.calibration.gradients import diagonal_only
-from aicompress.pipeline.calibration.joints import OUTPUTS
+from aicompress.pipeline.calibration.arguments import shortened
+from aicompress.pipeline.calibration.gradients import OUTPUTS, diagonal_only
 from aicompress.pipeline.calibration.request import Request, StepInput
-from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import Sensitivities, with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
 from aicompress.pipeline.layerwise.compress import Compression

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.gradients import GradientReader
-from aicompress.pipeline.calibration.statistics_file import Wanted, kept, with_statistics
+from aicompress.pipeline.calibration.requirements import foreign
+from aicompress.pipeline.calibration.statistics_file import kept, with_statistics
 from aicompress.pipeline.layerwise import calibrated
 from aicompress.pipeline.layerwise.allocation.amounts import allocated, files_of_original
 from aicompress.pipeline.layerwise.allocation.decision import Decision, decided
@@ -61,8 +61,7 @@ def _written(
 ) -> Report:
     """Write the output of a decided plan; `files` hold what is known of the original model where that is read."""
     plan = decision.plan
-    wanted = Wanted(plan.selected, kept(plan.needs))
-    from_files = with_statistics(plan, lambda: wanted, team, options.progress)
+    from_files = with_statistics(plan, plan.selected, kept(plan.needs), team, options.progress)
     malloc.share_one_arena()
     load_compiled(plan.method, plan.layers)  # before the clock starts, as torch was loaded
     step = StepRun(

@@ -17,7 +17,7 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.equivalence.scaling_groups import ChannelAxis, ScalingGroup
 from aicompress.model.equivalence.search import probe
 from aicompress.pipeline.calibration.random_weights import on_noise
-from aicompress.pipeline.calibration.request import Given, SelectedLayer
+from aicompress.pipeline.calibration.request import StepInput
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.step.layer_plan import LayerPlan
@@ -25,7 +25,7 @@ from aicompress.statistics import InputStats
 
 
 def rescalable(
-    step: Given, method: AnyLayerMethod, chosen: Sequence[SelectedLayer]
+    step: StepInput, method: AnyLayerMethod, chosen: Sequence[LayerPlan]
 ) -> tuple[tuple[ScalingGroup, ...], list[str]]:
     """The scaling groups of chosen layers, and a warning that names the layers outside of all.
 
@@ -97,7 +97,7 @@ class Rescaling:
                 if known:
                     self._decide(group, known)
 
-    def _decide(self, group: ScalingGroup, layers: Sequence[tuple[SelectedLayer, InputStats]]) -> None:
+    def _decide(self, group: ScalingGroup, layers: Sequence[tuple[LayerPlan, InputStats]]) -> None:
         rescales = self.compression.method.rescales
         assert rescales is not None
         candidates = [

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from aicompress.checkpoint.packed.chunked import TensorChunk, parts_of
 from aicompress.checkpoint.packed.raw_header import Extent, RawHeader
@@ -15,8 +20,7 @@ from aicompress.lossless import chunks
 from aicompress.lossless.chunks import Layout, best_difference
 from aicompress.lossless.difference import Difference
 from aicompress.lossless.elements import element_of
-from aicompress.pipeline.packing.base_checkpoint import Base, Place
-from aicompress.pipeline.packing.ordered import in_order
+from aicompress.pipeline.packing.plan import Base, Place
 from aicompress.pipeline.step.options import Progress
 
 SAMPLE = 1 << 17  # bytes at each of three places of a tensor by which its difference to a base is chosen
@@ -197,3 +201,33 @@ def unpack_file(
         done(part.name, part.size)
     if digest.hexdigest() != packed.manifest.sha256:
         raise damaged(packed.path, "what it unpacks to has not the sha256 of what was packed")
+
+
+AHEAD = 3  # jobs begun or done for each thread before the first result is taken
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def in_order(jobs: Iterable[Job], work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
+    """Every job with its result, in the order of the jobs, on as many threads as torch has.
+
+    The work must release the interpreter's lock for the most part, as reading, numpy and Zstandard do.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield from ((job, work(job)) for job in jobs)
+        return
+    waiting: deque[tuple[Job, Future[Result]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for job in jobs:
+                waiting.append((job, pool.submit(work, job)))
+                if len(waiting) > AHEAD * threads:
+                    first, result = waiting.popleft()
+                    yield first, result.result()
+            while waiting:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        finally:
+            for _, result in waiting:
+                result.cancel()

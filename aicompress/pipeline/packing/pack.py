@@ -15,15 +15,14 @@ from aicompress.checkpoint.packed.raw_header import RawHeader, read_raw_header
 from aicompress.checkpoint.packed.reader import is_packed
 from aicompress.checkpoint.packed.writer import FileWriter, PackedFile
 from aicompress.checkpoint.place import shared_mode
-from aicompress.pipeline.packing.base_checkpoint import Base
 from aicompress.pipeline.packing.coding import PackedResult, counted, pack_file
-from aicompress.pipeline.packing.plan import PackingPlan, left_out, packed_name, require_place, require_space
+from aicompress.pipeline.packing.plan import Base, PackingPlan, left_out, packed_name, require_place, require_space
 from aicompress.pipeline.packing.results import Tensors, notes_of, numbers_of, plan_rows, rows_of, side, written
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.step.report import Results
-from aicompress.recipe.packing import Direction, PackingRecipe
+from aicompress.recipe.made import Direction, PackingRecipe
 from aicompress.report.model import Report
 
 

@@ -14,9 +14,8 @@ from aicompress.checkpoint.adapters.lora import Adapter
 from aicompress.checkpoint.adapters.merging import with_adapter
 from aicompress.checkpoint.files import read_parts
 from aicompress.checkpoint.views.decoded import with_decoded
-from aicompress.model.loading.definitions.biases import without_added_biases
 from aicompress.model.loading.definitions.parameter_kinds import tied_elsewhere, tied_parameters
-from aicompress.model.loading.mismatches import require_fits
+from aicompress.model.loading.mismatches import require_fits, without_added_biases
 from aicompress.pipeline.step.checks import known_kinds
 
 COMPARED = 1 << 23  # bytes of each of two tensors that are read at a time

@@ -26,7 +26,7 @@ from aicompress.model.hf import decoding_aicompress
 from aicompress.pipeline.step.layout import Contents, cache_scheme, described, stores_entropy
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
-from aicompress.recipe.export import MadeRecipe
+from aicompress.recipe.made import MadeRecipe
 from aicompress.weights import Dense, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read

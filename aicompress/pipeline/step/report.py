@@ -14,7 +14,7 @@ from aicompress.pipeline.step.output import Output
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.evaluation import EvalRecipe
-from aicompress.recipe.export import MadeRecipe
+from aicompress.recipe.made import MadeRecipe
 from aicompress.report import gates
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side, Untouched

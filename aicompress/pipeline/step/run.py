@@ -28,7 +28,7 @@ from aicompress.pipeline.step.timing.latency import compare
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.made import ExportRecipe
 from aicompress.report.model import Latency, Report
 
 STARTS_ANEW = "nothing of a stopped run was used: this kind of step starts anew"

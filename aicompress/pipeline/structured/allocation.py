@@ -19,16 +19,16 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import raise_all
 from aicompress.methods.budget import least_loss
 from aicompress.methods.structural import AnyPruner, Losses, Structure
+from aicompress.model.blocks.walk import Visitor
 from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import differentiate
-from aicompress.pipeline.calibration.request import MIN_ROWS, Request, StepInput
+from aicompress.pipeline.calibration.request import MIN_ROWS, Request, Step, StepInput
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.step.workers import processes
-from aicompress.pipeline.structured.gradient_scores import Importances, factor_problems
-from aicompress.pipeline.structured.reading import Measurement, layers_of
+from aicompress.pipeline.structured.reading import Importances, factor_problems, layers_of
 from aicompress.recipe import Recipe
 from aicompress.statistics import InputStats
 
@@ -132,9 +132,9 @@ class Allocator:
         consumers = [part.tensor for structure in structures for part in structure.of("consumer")]
         return CalibrationRun.of(self._measurement(consumers), consumers, processes(torch.device("cpu")))
 
-    def _measurement(self, tensors: Sequence[str]) -> Measurement:
+    def _measurement(self, tensors: Sequence[str]) -> Step:
         layers = [LayerPlan(info, self.pruner.config) for info in layers_of(self.checkpoint, tensors)]
-        return Measurement(self.checkpoint, self.recipe, self.request, layers)
+        return Step(self.checkpoint, self.recipe, self.request, layers)
 
     def _gradients(
         self, structures: Sequence[Structure], progress: Progress
@@ -162,7 +162,7 @@ def _reached(structures: Sequence[Structure], stats: Mapping[str, InputStats]) -
 
 
 @dataclass
-class _Curves:
+class _Curves(Visitor):
     """Computes every structure's losses as its statistics come in, and changes nothing.
 
     Attributes:
@@ -178,9 +178,6 @@ class _Curves:
     def add(self, number: int, structure: Structure) -> None:
         """Compute the losses of a structure that has all that they read."""
         self.losses_by[number] = self.losses.of(structure, self.losses.candidates(structure.size))
-
-    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
-        return None
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         for number, structure in _reached(self.structures, stats):

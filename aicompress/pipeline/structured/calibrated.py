@@ -7,7 +7,7 @@ what it will see in the cut model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,15 +18,15 @@ from torch import Tensor
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.errors import listed
 from aicompress.methods.structural import Structure
-from aicompress.pipeline.calibration.given_files import foreign
+from aicompress.model.blocks.walk import Visitor
+from aicompress.pipeline.calibration.data import record_of_files
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
-from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.request import MIN_ROWS
+from aicompress.pipeline.calibration.requirements import foreign
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.cutting import Cutting
-from aicompress.pipeline.structured.gradient_scores import importance
-from aicompress.pipeline.structured.reading import Reading
+from aicompress.pipeline.structured.reading import Reading, importance
 from aicompress.statistics import InputStats
 
 GRADIENTS = frozenset({"gradients"})
@@ -48,7 +48,7 @@ def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict
         return record_of_files(files)
     engine = CalibrationRun.of(reading, reading.edit.consumers, team)
     if GRADIENTS & reading.needs:
-        with gradients(reading, team, work.say) as store:
+        with gradients(reading, reading.output, team, work.say) as store:
             chooser.weigh(store.read)
     _walk(reading, engine, Broadcast(reading.checkpoint.parameters(), team, chooser), work.say)
     for number in reading.edit.changed:  # no layer of the running model, such as one that it uses in its own way
@@ -78,7 +78,7 @@ def _consumers(structure: Structure) -> list[str]:
 
 
 @dataclass
-class _Chooser:
+class _Chooser(Visitor):
     """Resolves the structures of each block as their statistics come in.
 
     Attributes:
@@ -103,9 +103,6 @@ class _Chooser:
             self.importance[number], reached = importance(structure, infos, read)
             if not reached:
                 self.data_free[structure.name] = 0
-
-    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
-        return None
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         """Resolve every structure whose consumers are all there."""

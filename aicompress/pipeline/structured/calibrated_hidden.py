@@ -6,7 +6,7 @@ of coordinates could not imitate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.errors import listed
-from aicompress.pipeline.calibration.given_files import foreign
+from aicompress.model.blocks.walk import Gatherer, Visitor
+from aicompress.pipeline.calibration.data import record_of_files
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
-from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.request import MIN_ROWS
+from aicompress.pipeline.calibration.requirements import foreign
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.calibrated import GRADIENTS
 from aicompress.pipeline.structured.cutting import Cutting
-from aicompress.pipeline.structured.gradient_scores import importance
-from aicompress.pipeline.structured.reading import Reading
+from aicompress.pipeline.structured.reading import Reading, importance
 from aicompress.statistics import InputStats
 
 CHOICE = frozenset({"mean_abs"})
@@ -49,9 +49,9 @@ def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict
             fitter.visit({name: merged(files, name)})
         work.warnings += [*foreign(files, inputs.result()), *fitter.scarce()]
         return record_of_files(files)
-    gatherer, scores = _Gatherer(), None
+    gatherer, scores = Gatherer(), None
     if GRADIENTS & reading.needs:
-        with gradients(reading, team, work.say) as store:
+        with gradients(reading, reading.output, team, work.say) as store:
             scores = _importance(reading, work, store.read)
     engine = _walk(reading, team, CHOICE & reading.needs, gatherer, work.say)
     work.choose(0, gatherer.seen, scores)
@@ -102,21 +102,7 @@ def _walk(
 
 
 @dataclass
-class _Gatherer:
-    """Keeps the statistics of all blocks."""
-
-    seen: dict[str, InputStats] = field(default_factory=dict)
-
-    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
-        return None
-
-    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
-        self.seen |= stats
-        return {}
-
-
-@dataclass
-class _Fitter:
+class _Fitter(Visitor):
     """Writes the readers of each block, fitted; the running model stays as it is.
 
     Attributes:
@@ -126,9 +112,6 @@ class _Fitter:
 
     work: Cutting
     cut: dict[str, int] = field(default_factory=dict)
-
-    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
-        return None
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         self.cut |= {name: inputs.count for name, inputs in stats.items() if inputs.count < MIN_ROWS}

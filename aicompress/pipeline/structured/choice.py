@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
-from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused, raise_all
 from aicompress.methods.structural import AnyPruner, Structure
 from aicompress.pipeline.calibration import requirements
-from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.request import Step, StepInput
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.structured.edit import Edit, with_refits
-from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, L, Scores, StructuralUnit, U
-from aicompress.pipeline.structured.unknown_layers import without_unknown
-from aicompress.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class UnitChoice(Generic[U, L]):
+class UnitChoice(StepInput, Generic[U, L]):
     """The units of a checkpoint, and how many of each structure stay.
 
     Attributes:
@@ -34,9 +31,6 @@ class UnitChoice(Generic[U, L]):
         record: the record of the data that decided on the sizes.
     """
 
-    checkpoint: Checkpoint
-    recipe: Recipe
-    request: Request
     pruner: AnyPruner
     unit: StructuralUnit[U, L]
     layout: L
@@ -134,7 +128,62 @@ class UnitChoice(Generic[U, L]):
         changes = with_refits(edit.changes, edit.structures, edit.sizes, self.pruner.refits)
         return replace(edit, changes=changes, calibration=record)
 
-    def _measurement(self) -> Measurement:
+    def _measurement(self) -> Step:
         infos = self.unit.scored_layers(self.checkpoint, self.layout)
         layers = [LayerPlan(info, self.pruner.config) for info in infos]
-        return Measurement(self.checkpoint, self.recipe, self.request, layers)
+        return Step(self.checkpoint, self.recipe, self.request, layers)
+
+
+# Counts in config.json of layers that transformers does not know, such as those that predict several tokens ahead.
+_COUNTS = {"num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "num_mtp_modules", "mtp_num_layers"}
+_BLOCK = re.compile(r"^.*?\.\d+\.")
+
+
+def without_unknown(edit: Edit, known: Collection[str]) -> Edit:
+    """The edit without layers that the architecture does not know and that hold what is cut elsewhere.
+
+    Args:
+        edit: what changes.
+        known: names of every tensor that the architecture has.
+    """
+    if not any(change.cuts for change in edit.changes.values()):
+        return edit
+    cut = {part.tensor for number in edit.changed for part in edit.structures[number].parts}
+    cut = {name for name in cut if name in known and (name not in edit.changes or edit.changes[name].cuts)}
+    kinds = {_BLOCK.sub("", name) for name in cut}
+    unknown = {change.source for change in edit.changes.values()} - set(known)
+    alike = [name for name in unknown if _BLOCK.match(name) and _BLOCK.sub("", name) in kinds]
+    if not alike:
+        return edit
+    parts = _parents(known)
+    prefixes = sorted({_unknown_part(name, parts) for name in alike})
+    gone = {name for name in unknown if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
+    changes = {name: change for name, change in edit.changes.items() if change.source not in gone}
+    config, counts = _without_counts(edit.config or {})
+    told = f"{', '.join(prefixes)}: {len(gone)} tensors that the architecture does not know are left out, for they "
+    told += "cannot be cut alike" + (f"; {', '.join(counts)} becomes 0" if counts else "")
+    return replace(edit, changes=changes, config=config, warnings=(*edit.warnings, told))
+
+
+def _parents(names: Collection[str]) -> set[str]:
+    """Every module that any of these parameters lies in."""
+    pieces = [name.split(".") for name in names]
+    return {".".join(piece[:length]) for piece in pieces for length in range(1, len(piece))}
+
+
+def _unknown_part(name: str, known: Collection[str]) -> str:
+    """The outermost module of a parameter that the architecture does not have."""
+    pieces = name.split(".")
+    prefixes = [".".join(pieces[:length]) for length in range(1, len(pieces) + 1)]
+    return next(prefix for prefix in prefixes if prefix not in known)
+
+
+def _without_counts(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """config.json that counts no such layers, and the fields that did."""
+    counts = [key for key, value in config.items() if key in _COUNTS and value]
+    edited = {**config, **dict.fromkeys(counts, 0)}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            edited[key], inner = _without_counts(value)
+            counts += inner
+    return edited, counts

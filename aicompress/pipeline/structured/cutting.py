@@ -18,9 +18,8 @@ from aicompress.methods.structural import AnyPruner
 from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.blocks import copied_in_parts, put_block
 from aicompress.pipeline.step.output import Output
-from aicompress.pipeline.structured.axes import Along, along, length_of, positions, selected
+from aicompress.pipeline.structured.axes import Along, along, cut_matrix, length_of, positions, selected
 from aicompress.pipeline.structured.edit import Edit
-from aicompress.pipeline.structured.outline import cut_matrix
 from aicompress.statistics import InputStats
 from aicompress.weights import Weight
 

@@ -14,9 +14,9 @@ from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.output import Destination, Output, arrange
+from aicompress.pipeline.structured.axes import planned
 from aicompress.pipeline.structured.choice import UnitChoice
 from aicompress.pipeline.structured.edit import Edit, ParameterChange
-from aicompress.pipeline.structured.outline import planned
 from aicompress.pipeline.structured.reading import Reading
 from aicompress.recipe import Recipe
 from aicompress.report.model import LayerRow

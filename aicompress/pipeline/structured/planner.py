@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.discovery import members
 from aicompress.disk import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods import get
 from aicompress.methods.prune.units.size_targets import TargetedConfig
-from aicompress.methods.structural import AnyPruner, StructuralMethod
+from aicompress.methods.structural import AnyPruner, StructuralMethod, Unit
 from aicompress.pipeline.calibration import requirements
-from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.calibration.texts import shortened
+from aicompress.pipeline.calibration.arguments import shortened
+from aicompress.pipeline.calibration.request import Request, Step
 from aicompress.pipeline.step.checks import (
     NOT_OF_A_STEP,
     NOT_OF_CUTTING_TOKENS,
@@ -31,12 +33,11 @@ from aicompress.pipeline.step.output import Destination, Output, lineage_step
 from aicompress.pipeline.structured.allocation import Allocator
 from aicompress.pipeline.structured.choice import UnitChoice
 from aicompress.pipeline.structured.edit import Edit
-from aicompress.pipeline.structured.gradient_scores import factor_problems
 from aicompress.pipeline.structured.plan import StructurePlan, laid_out
-from aicompress.pipeline.structured.reading import Measurement, layers_of
+from aicompress.pipeline.structured.reading import factor_problems, layers_of
 from aicompress.pipeline.structured.reference_cut import require_reference
-from aicompress.pipeline.structured.registry import unit_for
 from aicompress.pipeline.structured.size_targets import Laid, SizeSearch, largest_size
+from aicompress.pipeline.structured.unit import AnyUnit
 from aicompress.recipe import Recipe, Select
 from aicompress.report.gates import TOKENS, require_figures
 from aicompress.weights import TensorSpec
@@ -123,6 +124,23 @@ def _without_scales_of_heads(opened: OpenedInput) -> OpenedInput:
     return replace(opened, checkpoint=view, warnings=(*opened.warnings, told))
 
 
+def structural_units() -> Mapping[type[Unit], AnyUnit]:
+    """All structural units, a file of units/ each, by the class that methods name them by."""
+    return {unit.kind: unit for unit in members("aicompress.pipeline.structured.units", "UNIT").values()}
+
+
+def unit_for(unit: Unit) -> AnyUnit:
+    """What handles the units of a kind.
+
+    Raises:
+        TypeError: no file under units/ does.
+    """
+    handler = structural_units().get(type(unit))
+    if handler is None:
+        raise TypeError(f"no file of pipeline/structured/units handles {type(unit).__name__}")
+    return handler
+
+
 def _choice(opened: OpenedInput, recipe: Recipe, pruner: AnyPruner, request: Request) -> UnitChoice[Any, Any]:
     """The units of an input, and how many of each structure stay; unlike sizes are measured.
 
@@ -131,7 +149,7 @@ def _choice(opened: OpenedInput, recipe: Recipe, pruner: AnyPruner, request: Req
     """
     unit, checkpoint = unit_for(pruner.unit), opened.checkpoint
     layout = unit.find(checkpoint, pruner.unit, pruner.config.stack)
-    layout, record = unit.read(layout, Measurement(checkpoint, recipe, request, ()))
+    layout, record = unit.read(layout, Step(checkpoint, recipe, request, ()))
     sizes = unit.accepted(layout, pruner.sizes(layout.structures))
     if pruner.losses is None:
         return UnitChoice(checkpoint, recipe, request, pruner, unit, layout, tuple(sizes), record)

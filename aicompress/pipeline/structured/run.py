@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from aicompress.pipeline.calibration.statistics_file import Wanted, with_statistics
+from aicompress.pipeline.calibration.statistics_file import with_statistics
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
@@ -29,8 +29,7 @@ def run(plan: StructurePlan, options: Options | None = None) -> Report:
     team = assembled(torch.device("cpu"))
     plan = plan.decided(options.progress)
     reading = plan.reading
-    wanted = Wanted(reading.tensors, reading.needs)
-    from_files = with_statistics(reading, lambda: wanted, team, options.progress)
+    from_files = with_statistics(reading, reading.tensors, reading.needs, team, options.progress)
     shares = reading.needs and not from_files
     step = StepRun(
         checkpoint=plan.checkpoint,

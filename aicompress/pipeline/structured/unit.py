@@ -18,12 +18,13 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.methods.structural import Structure, Unit
 from aicompress.model.architecture.architecture import Architecture
+from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured import calibrated
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.edit import Edit
-from aicompress.pipeline.structured.reading import Measurement, Reading, layers_of
+from aicompress.pipeline.structured.reading import Reading, layers_of
 
 Kept = Mapping[int, tuple[int, ...]]  # the units that stay, by the structure's place
 
@@ -76,6 +77,11 @@ class StructuralUnit(ABC, Generic[U, L]):
     scored: bool = False
     silenceable: bool = True
 
+    @property
+    def name(self) -> str:
+        """The kind's own name, by which no two units are found."""
+        return f"{self.kind.__module__}.{self.kind.__name__}"
+
     @abstractmethod
     def find(self, checkpoint: Checkpoint, unit: U, stack: str | None) -> L:
         """Find the units of a checkpoint.
@@ -89,7 +95,7 @@ class StructuralUnit(ABC, Generic[U, L]):
             Refused: there are none, or config.json and the checkpoint do not belong together.
         """
 
-    def read(self, layout: L, asked: Measurement) -> tuple[L, Mapping[str, Any]]:
+    def read(self, layout: L, asked: Step) -> tuple[L, Mapping[str, Any]]:
         """Read what decides on sizes beside the headers, without a run of the model: such as the tokens of a text.
 
         Args:
@@ -161,7 +167,7 @@ class StructuralUnit(ABC, Generic[U, L]):
         tensors = [part.tensor for structure in layout.structures for part in structure.parts]
         return layers_of(checkpoint, tensors) or checkpoint.layers(None)[:1]
 
-    def require_scores(self, layout: L, measurement: Measurement) -> None:
+    def require_scores(self, layout: L, measurement: Step) -> None:
         """Check, without data, that units which are scored can be watched in the running model.
 
         Raises:
@@ -169,7 +175,7 @@ class StructuralUnit(ABC, Generic[U, L]):
         """
 
     def scores(
-        self, layout: L, sizes: Sequence[int], measurement: Measurement, reads: frozenset[str], progress: Progress
+        self, layout: L, sizes: Sequence[int], measurement: Step, reads: frozenset[str], progress: Progress
     ) -> Scores:
         """Measure the importance of units that are scored.
 

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from aicompress.checkpoint import Checkpoint
 from aicompress.model.blocks.expert_inputs import ExpertCalls, product_of
 from aicompress.model.loading.load import build, load
-from aicompress.model.loading.merged_experts import Slot, in_order
 from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.loading.places import Slot, in_order
 from tests.model.blocks.test_walk import run_walk, token_batches
 
 NAMES = {

@@ -17,9 +17,10 @@ from aicompress.errors import CompressError
 from aicompress.layer import as_matrix
 from aicompress.model.loading.definitions.chain import module_for
 from aicompress.model.loading.load import build, load
-from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.model.sensitivity import gradients, pieces
+from aicompress.model.loading.places import Slot
+from aicompress.model.sensitivity import gradients
+from aicompress.model.sensitivity import moments as sums
 from aicompress.model.sensitivity.gradients import Descent, collect
 from aicompress.model.sensitivity.loss import Objective, Sample
 from aicompress.model.sensitivity.moments import WIDEST, Watched, harvest, watch
@@ -181,7 +182,7 @@ def images(count: int) -> list[Sample]:
 @pytest.mark.parametrize("held", [1 << 30, 0])
 def test_a_weight_around_the_blocks(around_blocks: Path, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradient comes in pieces, which are held; where they are too large, nothing is differentiated twice."""
-    monkeypatch.setattr(pieces, "HELD", held)
+    monkeypatch.setattr(sums, "HELD", held)
     job = descent_of(around_blocks, images(3), Objective())
     backward: list[int] = []
     monkeypatch.setattr(gradients._Reverse, "_backward", spied(gradients._Reverse._backward, backward))

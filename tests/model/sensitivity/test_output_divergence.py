@@ -13,8 +13,8 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.model.loading.load import build, load
-from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.loading.places import Slot
 from aicompress.model.sensitivity.output_divergence import BROKEN, OutputSensitivity
 from tests.pipeline.families import gemma3n
 

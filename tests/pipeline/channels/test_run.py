@@ -21,7 +21,7 @@ from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.channels import run as driver
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.channels.planner import make_plan
-from aicompress.pipeline.channels.speed import Speed
+from aicompress.pipeline.channels.selection import Speed
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.models.running_model import Setting

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, OutputExists, RecipeError, Refused
 from aicompress.model.loading.tokenizer import FILES
-from aicompress.pipeline.distillation.data.batches import Batch
+from aicompress.pipeline.distillation.data.samples import Batch
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
 from aicompress.pipeline.distillation.teachers.teacher import Panel

@@ -15,7 +15,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError, Refused
 from aicompress.model.distillation.outputs import Runner
 from aicompress.model.loading.pooling import Pooling
-from aicompress.pipeline.distillation.data.batches import Batch
+from aicompress.pipeline.distillation.data.samples import Batch
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import run
 from aicompress.pipeline.distillation.teachers.teacher import Panel, Runnable

@@ -11,7 +11,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
-from aicompress.model.blocks.side_by_side import Runs
+from aicompress.model.blocks.paused_forward import Runs
 from aicompress.model.distillation.corrections import Pair, correct
 from aicompress.pipeline.distillation.plan import DistillPlan, make_plan
 from aicompress.pipeline.distillation.run import run

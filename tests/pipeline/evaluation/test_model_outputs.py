@@ -13,8 +13,8 @@ from aicompress.errors import CheckpointError, RecipeError
 from aicompress.metrics import metrics
 from aicompress.metrics.outputs import ClassLogits, TokenLogits
 from aicompress.metrics.perplexity import Perplexity
-from aicompress.pipeline.evaluation import model_outputs as running
-from aicompress.pipeline.evaluation.model_outputs import model_outputs
+from aicompress.pipeline.evaluation import quality as running
+from aicompress.pipeline.evaluation.quality import model_outputs
 from aicompress.pipeline.evaluation.samples import read_samples
 from aicompress.pipeline.step.models.running_model import Running, Setting
 from tests import checkpoints

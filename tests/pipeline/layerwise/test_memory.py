@@ -63,7 +63,7 @@ from aicompress.pipeline.step import blocks, storage
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.made import ExportRecipe
 from aicompress.weights.coding import reading
 
 torch.set_num_threads(1)

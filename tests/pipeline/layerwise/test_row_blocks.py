@@ -26,7 +26,7 @@ from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.made import ExportRecipe
 from aicompress.report.model import Report
 from aicompress.weights import (
     ColumnScaled,

@@ -23,7 +23,7 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import distillation, load
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.made import ExportRecipe
 from aicompress.report.model import Report
 from aicompress.weights import LowRank, Tied
 from tests.inputs import once

@@ -16,7 +16,7 @@ from aicompress.methods.structural import StructuralMethod, Unit
 from aicompress.pipeline import steps
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.structured import registry
+from aicompress.pipeline.structured import planner
 from aicompress.recipe import load
 
 PACKAGES = {"method": "aicompress.methods.prune", "unit": "aicompress.pipeline.structured.units"}
@@ -102,12 +102,10 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (folder / "tokens.py").write_text(content)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     importlib.invalidate_caches()
-    registry.structural_units.cache_clear()
     yield
     for package_name in PACKAGES.values():
         sys.modules.pop(f"{package_name}.tokens", None)
         vars(importlib.import_module(package_name)).pop("tokens", None)
-    registry.structural_units.cache_clear()
 
 
 def test_every_structural_method_has_a_unit() -> None:
@@ -116,8 +114,8 @@ def test_every_structural_method_has_a_unit() -> None:
     units = {method.name: method.unit(method.config(**examples[method.name])) for method in chosen}
     assert len(units) >= 5
     for name, unit in units.items():
-        assert registry.unit_for(unit).kind is type(unit), name
-    assert {type(unit) for unit in units.values()} == set(registry.structural_units())
+        assert planner.unit_for(unit).kind is type(unit), name
+    assert {type(unit) for unit in units.values()} == set(planner.structural_units())
 
 
 def test_a_unit_without_a_file_is_told() -> None:
@@ -125,7 +123,7 @@ def test_a_unit_without_a_file_is_told() -> None:
         """A kind that no file handles."""
 
     with pytest.raises(TypeError, match="handles Nothing"):
-        registry.unit_for(Nothing())
+        planner.unit_for(Nothing())
 
 
 @pytest.mark.usefixtures("added")
@@ -143,4 +141,4 @@ def test_two_files_add_a_unit(tmp_path: Path, tiny_llama: Path) -> None:
 
 def test_what_is_added_goes_with_its_files() -> None:
     assert "tokens" not in methods.methods("prune")
-    assert PACKAGES["method"] + ".tokens" not in {kind.__module__ for kind in registry.structural_units()}
+    assert PACKAGES["method"] + ".tokens" not in {kind.__module__ for kind in planner.structural_units()}

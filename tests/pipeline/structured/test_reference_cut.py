@@ -16,8 +16,8 @@ from aicompress.methods import get
 from aicompress.methods.prune.heads import Heads
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.pipeline.structured import reference_cut
+from aicompress.pipeline.structured.planner import structural_units, unit_for
 from aicompress.pipeline.structured.reference_cut import require_reference
-from aicompress.pipeline.structured.registry import structural_units, unit_for
 from aicompress.pipeline.structured.unit import UnitLayout
 from aicompress.pipeline.structured.units.heads import AttentionLayout, HeadUnit, _chosen, _structure
 from tests.pipeline.families import FAMILIES

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.definitions.architecture_code import refusing
+from aicompress.model.loading.definitions.definition import refusing
 
 HINT = "prune its heads, feed-forward neurons or layers instead"
 ANY_SIZE = 64  # of images that a model takes whatever their size is

@@ -22,7 +22,7 @@ from aicompress.errors import CheckpointError
 from aicompress.model.architecture.small_models.bounded_run import BoundedRun
 from aicompress.model.architecture.small_models.tiny_inputs import HINT, inputs_of
 from aicompress.model.channels.graph import tensors_of
-from aicompress.model.loading.definitions.architecture_code import refusing
+from aicompress.model.loading.definitions.definition import refusing
 
 UNDECIDED = 7  # kinds of matrices that are told apart at most
 MOST = 200  # combinations of what they can be that are tried

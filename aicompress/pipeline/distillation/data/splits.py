@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.data import split
 from aicompress.errors import RecipeError
-from aicompress.pipeline.distillation.data.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.samples import TrainingSamples
 
 BUCKET = 32  # batches whose samples are sorted by length together
 

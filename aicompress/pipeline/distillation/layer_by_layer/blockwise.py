@@ -25,13 +25,13 @@ from aicompress.methods.outputs import Outputs
 from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule
+from aicompress.model.blocks.paused_forward import Arrivals, Runs, run_side_by_side
 from aicompress.model.blocks.reconstruction import Stage, hidden, tune
-from aicompress.model.blocks.side_by_side import Arrivals, Runs, run_side_by_side
 from aicompress.model.blocks.walk import prepare as prepare_blocks
 from aicompress.model.distillation.outputs import prepare
 from aicompress.model.loading.load import build
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.pipeline.distillation.data.batches import Batch
+from aicompress.pipeline.distillation.data.samples import Batch
 from aicompress.pipeline.distillation.layer_by_layer.block_files import BlockFiles
 from aicompress.pipeline.distillation.loop.state import Point, TrainingHistory
 from aicompress.pipeline.distillation.plan import DistillPlan

@@ -6,7 +6,7 @@ import time
 from functools import partial
 
 from aicompress.methods.modes import LayerCorrection
-from aicompress.model.blocks.side_by_side import Runs
+from aicompress.model.blocks.paused_forward import Runs
 from aicompress.model.distillation.corrections import correct, pairs
 from aicompress.pipeline.distillation.loop.trainer import Trainer
 from aicompress.pipeline.distillation.teachers.teacher import Teacher

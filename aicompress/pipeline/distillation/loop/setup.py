@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aicompress.methods.outputs import Outputs
-from aicompress.pipeline.distillation.data.batches import Batch, TrainingSamples
+from aicompress.pipeline.distillation.data.samples import Batch, TrainingSamples
 from aicompress.pipeline.distillation.data.splits import Split
 from aicompress.pipeline.distillation.loop.shards import Shards
 from aicompress.pipeline.distillation.teachers.mean_teacher import Averaged

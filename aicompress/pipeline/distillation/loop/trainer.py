@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CompressError, OutOfSpace, listed
-from aicompress.pipeline.distillation.data.batches import Batch
+from aicompress.pipeline.distillation.data.samples import Batch
 from aicompress.pipeline.distillation.loop.log import TrainingLog
 from aicompress.pipeline.distillation.loop.setup import TrainingSetup
-from aicompress.pipeline.distillation.loop.state import UNSHARED, Point, StateFile, TrainingHistory
-from aicompress.pipeline.distillation.loop.tensors import TrainingTensors
+from aicompress.pipeline.distillation.loop.state import UNSHARED, Point, StateFile, TrainingHistory, TrainingTensors
 from aicompress.pipeline.distillation.teachers.mean_teacher import READS, judged
 from aicompress.pipeline.distillation.teachers.teacher import are_numbers
 from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters, optimizer, rate

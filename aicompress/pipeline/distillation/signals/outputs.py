@@ -22,7 +22,7 @@ from aicompress.model.distillation.outputs import Runner
 from aicompress.model.loading.pooling import Pooling
 from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation.compatibility import Losses
-from aicompress.pipeline.distillation.data.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.samples import TrainingSamples
 from aicompress.pipeline.distillation.signals.folder import SignalFolder, Told, free_bytes, require_place
 from aicompress.pipeline.distillation.teachers.teacher import Loss
 from aicompress.recipe.distillation import DistillRecipe

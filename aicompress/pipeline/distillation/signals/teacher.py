@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.methods.distill.signals import outputs_of, stored_logits
 from aicompress.methods.outputs import Outputs, wanted
-from aicompress.pipeline.distillation.data.batches import Batch, TrainingSamples
+from aicompress.pipeline.distillation.data.samples import Batch, TrainingSamples
 from aicompress.pipeline.distillation.signals.folder import SignalFolder, write
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs
 from aicompress.pipeline.distillation.teachers.teacher import Panel, are_numbers

@@ -14,9 +14,9 @@ from torch import Tensor
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.methods.distill.logits import cross_entropy
 from aicompress.methods.outputs import Output, Outputs, OutputShapes, wanted
-from aicompress.model.distillation.noise import Noise
 from aicompress.model.distillation.outputs import Runner
-from aicompress.pipeline.distillation.data.batches import Batch, TrainingSamples
+from aicompress.model.distillation.training_passes import Noise
+from aicompress.pipeline.distillation.data.samples import Batch, TrainingSamples
 from aicompress.pipeline.distillation.teachers.teacher import Loss, Runnable
 from aicompress.recipe.distillation import MeanTeacher
 

@@ -14,7 +14,7 @@ from aicompress.methods.distill.signals import completed
 from aicompress.methods.losses import DistillMethod, LossConfig
 from aicompress.methods.outputs import Output, Outputs
 from aicompress.model.distillation.outputs import Runner, Task
-from aicompress.pipeline.distillation.data.batches import Batch, TrainingSamples
+from aicompress.pipeline.distillation.data.samples import Batch, TrainingSamples
 
 TOKENS: tuple[Task, ...] = ("causal", "masked")  # tasks whose classes are tokens
 CACHE_BYTES = 512 << 20  # of teacher outputs that `cache: auto` keeps

@@ -25,7 +25,7 @@ from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.gradients import GradientReader
 from aicompress.pipeline.calibration.request import input_width
-from aicompress.pipeline.calibration.statistics_file import Wanted, collect, kept
+from aicompress.pipeline.calibration.statistics_file import collect, kept
 from aicompress.pipeline.layerwise.allocation.config_trial import ConfigTrial, tried
 from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
@@ -117,7 +117,7 @@ def files_of_original(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.statistics.", dir=out.parent) as folder:
         path = plan.request.stats[0] if plan.request.stats else Path(folder) / "statistics.safetensors"
         needs = kept(plan.surveys | plan.needs) if plan.request.stats else needs  # a file is for the step, too
-        collect(plan, Wanted(plan.selected, needs), path, team, progress)
+        collect(plan, plan.selected, needs, path, team, progress)
         team.wait()
         yield [StatisticsFile.open(path)] if team.rank == 0 else []
 

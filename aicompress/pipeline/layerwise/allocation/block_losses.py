@@ -12,8 +12,7 @@ from aicompress.layer import from_matrix
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.calibration.record import record_of_data
+from aicompress.pipeline.calibration.data import calibration_inputs, record_of_data
 from aicompress.pipeline.calibration.request import StepInput, module_of
 from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed

@@ -13,8 +13,7 @@ from aicompress.errors import RecipeError
 from aicompress.layer import Layer
 from aicompress.methods.method import MethodConfig
 from aicompress.model.sensitivity.output_divergence import OutputSensitivity
-from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.calibration.record import record_of_data
+from aicompress.pipeline.calibration.data import calibration_inputs, record_of_data
 from aicompress.pipeline.calibration.request import module_of
 from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
 from aicompress.pipeline.layerwise.allocation.width_trial import dense

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.model.loading.divided import Divided
-from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.loading.places import Divided, Slot
 from aicompress.model.sensitivity.output_divergence import OutputSensitivity
 from aicompress.pipeline.calibration.data import Inputs
 from aicompress.recipe import Calibration

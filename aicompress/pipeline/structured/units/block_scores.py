@@ -14,13 +14,11 @@ from aicompress.model.architecture.architecture import Stack
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.block_influence import BlockRun
-from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
+from aicompress.pipeline.calibration.data import Inputs, calibration_inputs, record_of_data
 from aicompress.pipeline.calibration.gradients import differentiate
-from aicompress.pipeline.calibration.record import record_of_data
-from aicompress.pipeline.calibration.request import module_of
+from aicompress.pipeline.calibration.request import Step, module_of
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes, processes
-from aicompress.pipeline.structured.reading import Measurement
 from aicompress.statistics import GradientStats
 
 
@@ -34,7 +32,7 @@ class BlockScores:
         progress: told of the parts of the measurement.
     """
 
-    measurement: Measurement
+    measurement: Step
     stack: Stack
     progress: Progress
 

@@ -17,11 +17,11 @@ from aicompress.methods.prune.depth import Blocks
 from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture, Stack, keep_blocks
 from aicompress.model.architecture.shapes import block_traits, build, changed
+from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.blockwise import as_one_row, part
 from aicompress.pipeline.structured.edit import Edit, ParameterChange
-from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, Scores, StructuralUnit, UnitLayout
 from aicompress.pipeline.structured.units.block_scores import BlockScores
 
@@ -70,7 +70,7 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
         self,
         layout: StackLayout,
         sizes: Sequence[int],
-        measurement: Measurement,
+        measurement: Step,
         reads: frozenset[str],
         progress: Progress,
     ) -> Scores:

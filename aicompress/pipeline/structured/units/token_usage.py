@@ -13,7 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, SampleSource, pairs, sentences, token_stream
 from aicompress.data.sampling import record
 from aicompress.errors import RecipeError
-from aicompress.pipeline.calibration.texts import generates
+from aicompress.pipeline.calibration.arguments import generates
 
 BATCH = 4096  # texts that are tokenized together
 

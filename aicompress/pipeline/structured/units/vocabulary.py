@@ -23,16 +23,13 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import with_value
 from aicompress.model.architecture.vocabulary_axes import TokenTable, token_tables
 from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.model.vocabulary.alphabet import written_in
-from aicompress.model.vocabulary.files import WHOLE, TokenFiles
-from aicompress.model.vocabulary.numbering import Numbering
-from aicompress.model.vocabulary.token_ids import named_ids, renumbered
-from aicompress.model.vocabulary.trial import require_same_tokens
-from aicompress.model.vocabulary.vocabulary import Vocabulary
-from aicompress.pipeline.calibration.record import record_of_data
+from aicompress.model.vocabulary.files import WHOLE, TokenFiles, require_same_tokens
+from aicompress.model.vocabulary.token_ids import Numbering, named_ids, renumbered
+from aicompress.model.vocabulary.vocabulary import Vocabulary, written_in
+from aicompress.pipeline.calibration.data import record_of_data
+from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
-from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout
 from aicompress.pipeline.structured.units.token_usage import shares_needing, token_samples, usage
 
@@ -110,7 +107,7 @@ class VocabularyUnit(StructuralUnit[Tokens, VocabularyLayout]):
             frozenset(written),
         )
 
-    def read(self, layout: VocabularyLayout, asked: Measurement) -> tuple[VocabularyLayout, Mapping[str, Any]]:
+    def read(self, layout: VocabularyLayout, asked: Step) -> tuple[VocabularyLayout, Mapping[str, Any]]:
         """Count the tokens of the recipe's text.
 
         Raises:
@@ -188,7 +185,7 @@ def _named(unit: Tokens, vocabulary: Vocabulary, tokenizer: Any) -> set[int]:
     return tokens.union(*map(set, divided))
 
 
-def _counts(layout: VocabularyLayout, asked: Measurement) -> SurveyResult:
+def _counts(layout: VocabularyLayout, asked: Step) -> SurveyResult:
     assert asked.recipe.calibration is not None
     counts, source = usage(asked.checkpoint, asked.recipe.calibration, layout.tokenizer, layout.size)
     return SurveyResult({"counts": counts}, record_of_data([source], 1))

@@ -7,7 +7,7 @@ import torch
 
 from aicompress.data import SampleSource
 from aicompress.errors import RecipeError
-from aicompress.pipeline.distillation.data.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.samples import TrainingSamples
 from aicompress.pipeline.distillation.data.splits import Split, TokenSplit, by_tokens, split_samples
 
 SOURCE = SampleSource("text", "text.txt", "", 0, 6, 6, None)

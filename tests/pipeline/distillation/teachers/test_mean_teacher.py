@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError, Refused
-from aicompress.model.distillation.noise import Noise
 from aicompress.model.distillation.outputs import Runner
+from aicompress.model.distillation.training_passes import Noise
 from aicompress.model.loading.pooling import Pooling
 from aicompress.pipeline.distillation.data.splits import MixedSplit, Split, mixed
 from aicompress.pipeline.distillation.plan import make_plan

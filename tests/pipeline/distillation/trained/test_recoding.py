@@ -23,7 +23,7 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load as load_recipe
 from aicompress.recipe.distillation import load
-from aicompress.recipe.export import ExportRecipe, Target
+from aicompress.recipe.made import ExportRecipe, Target
 from aicompress.weights import IntGrouped, fixed_width
 
 SEQUENTIAL = ["conv", "relu", "flatten", "fc1", "relu", "fc2"]

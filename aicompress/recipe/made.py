@@ -1,4 +1,4 @@
-"""What `export` is asked for: the form of its output."""
+"""Recipes that the command line makes: of `export`, and of `pack` and `unpack`."""
 
 from __future__ import annotations
 
@@ -39,3 +39,20 @@ class ExportRecipe(MadeRecipe):
     """A recipe of export."""
 
     method: Target = Target()
+
+
+class Direction(Section):
+    """Whether a checkpoint is packed or unpacked."""
+
+    name: Literal["pack", "unpack"]
+
+    @property
+    def layout(self) -> str:
+        """What the output is, in words."""
+        return "packed" if self.name == "pack" else "as before it was packed"
+
+
+class PackingRecipe(MadeRecipe):
+    """A recipe of pack or unpack."""
+
+    method: Direction

@@ -1,4 +1,4 @@
-"""Locate checkpoint tensors inside parameters that transformers keeps merged, such as the experts of a mixture.
+"""Locate checkpoint tensors inside parameters that transformers keeps merged, or divides among layers.
 
 Checkpoints hold a matrix per expert, `experts.3.w1.weight`; the model one tensor, `experts.gate_up_proj` (experts, out,
 in). How they are merged is known to transformers alone, so it is found out with a probe: small numbered matrices are
@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -120,3 +120,48 @@ def slots(model: Any, target: str, sources: Mapping[str, tuple[Any, tuple[int, .
         begin = (first[1] // 2 * height, first[2] * width) if transposed else (first[1] * height, first[2] // 2 * width)
         slots[name] = Slot(module, leaf, first[0], begin, transposed)
     return slots
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Where the rows of a checkpoint's matrix lie.
+
+    Attributes:
+        module: path of the first of the layers that have them.
+    """
+
+    module: str
+
+
+Place: TypeAlias = str | Slot | ExpertStack | Divided  # where the model has a parameter of the checkpoint
+
+
+def divided(model: Any, name: str, target: str, conversion: Any, shape: tuple[int, ...]) -> Divided | None:
+    """The layers that have all rows of a matrix between them; None where it becomes something else.
+
+    Args:
+        model: the transformers model.
+        name: of the matrix in the checkpoint.
+        target: name in the model of what it becomes, or of the first part.
+        conversion: as `parameter_names` gives it.
+        shape: (out, in) of the matrix.
+    """
+    try:
+        made = converted(model, target, {name: (conversion, torch.empty(shape, device="meta"))})
+    except RuntimeError:  # it needs another matrix, too
+        return None
+    rows = [value.shape[0] for value in made.values() if value.ndim == 2 and value.shape[1:] == shape[1:]]
+    layers = all(full.endswith(".weight") for full in made)
+    whole = target in made and len(rows) == len(made) and sum(rows) == shape[0]
+    return Divided(target.removesuffix(".weight")) if layers and whole else None
+
+
+def rows_of_layers(model: Any, name: str, target: str, conversion: Any, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Numbers of the matrix's rows by path of the layer that has them, found out with a matrix of row numbers.
+
+    Args:
+        model, name, target, conversion, shape: as `divided` takes them.
+    """
+    numbered = torch.arange(shape[0], dtype=torch.float64)[:, None].expand(shape)
+    made = converted(model, target, {name: (conversion, numbered)})
+    return {full.removesuffix(".weight"): part[:, 0].long() for full, part in made.items()}
