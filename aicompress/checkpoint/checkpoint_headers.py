@@ -125,12 +125,20 @@ class CheckpointHeaders:
         stored, length = self.stored_outline(parameter), self.parameters()[parameter].shape[self.row_axis(parameter)]
         return 1 if stored is None else stored.shape[0] // max(1, length)
 
-    def row_multiple(self, parameter: str) -> int:
+    def row_multiple(self, parameter: str, part: str = "") -> int:
         """How many entries of a parameter's row axis lie together in the file: a block read alone begins at a multiple.
+
+        Args:
+            parameter: its name.
+            part: of its weight, whose rows are meant then; '' for all of it.
 
         Returns:
             1 for a plain parameter; 0 where all of it has to be read to decode some.
         """
+        if part:
+            whole = self.outline(parameter)
+            assert whole is not None
+            return whole.parts()[part].row_multiple()
         if not self.parameters()[parameter].shape:
             return 0
         if parameter in self.foreign.weights:
@@ -143,12 +151,18 @@ class CheckpointHeaders:
         multiple = WORD if self.layout == "compressed-tensors" else outline.row_multiple()
         return multiple // math.gcd(multiple, self.rows_each(parameter)) if multiple else 0
 
-    def row_blocks(self, parameter: str, most: int) -> list[slice | None]:
-        """Blocks of about so many numbers along a parameter's row axis, in order; None for all of it at once."""
+    def row_blocks(self, parameter: str, most: int, axis: int | None = None) -> list[slice | None]:
+        """Blocks of about so many numbers along a parameter's row axis, in order; None for all of it at once.
+
+        Args:
+            parameter: its name.
+            most: numbers of a block.
+            axis: that the rows of a plain one lie along, where that is not the first.
+        """
         multiple, shape = self.row_multiple(parameter), self.parameters()[parameter].shape
         if not multiple or math.prod(shape) <= most:
             return [None]
-        axis = self.row_axis(parameter)
+        axis = self.row_axis(parameter) if axis is None else axis
         multiple = math.lcm(multiple, files.NARROW) if axis else multiple
         return [*row_slices(shape[axis], math.prod(shape) // shape[axis], most, multiple)]
 

@@ -125,12 +125,13 @@ class Checkpoint(CheckpointHeaders):
             return self.foreign.tensor(name, slice(start, stop))
         return self.read(name).narrow(self.row_axis(name), start, stop - start)
 
-    def weight(self, parameter: str, rows: slice | None = None) -> Weight:
+    def weight(self, parameter: str, rows: slice | None = None, part: str = "") -> Weight:
         """A parameter in the form it is stored in, as a matrix (out, in); what is entropy-coded has its fixed width.
 
         Args:
             parameter: its name.
             rows: entries of its row axis, as `row_multiple` lets them be read alone; None: all of them.
+            part: a part of its weight, of which these are rows; '' for all of it.
 
         Raises:
             CheckpointError: a compressed parameter is not what its description says, or a scale, factor or value of it
@@ -142,7 +143,9 @@ class Checkpoint(CheckpointHeaders):
                 as_matrix(self.read(parameter) if rows is None else self.rows(parameter, rows.start, rows.stop))
             )
         try:
-            if self.foreign.is_kept(parameter):
+            if part:
+                weight = self._part(parameter, part, rows)
+            elif self.foreign.is_kept(parameter):
                 weight = self.foreign.weight(parameter, rows)
             elif rows is None:
                 weight = fixed_width(self.restored(parameter, entry, self.read))
@@ -156,6 +159,12 @@ class Checkpoint(CheckpointHeaders):
         for suffix, tensor in weight.tensors().items():
             require_finite(tensor, f"{parameter}{suffix and '.'}{suffix}", self.path)
         return weight
+
+    def _part(self, parameter: str, part: str, rows: slice | None) -> Weight:
+        """A part of a compressed parameter, or some rows of it."""
+        outline, stored = self.in_parts(parameter)
+        own, tensors = outline.parts()[part], outline.tensors_of(part, stored)
+        return own.read(tensors) if rows is None else own.read_rows(tensors, rows)
 
     def _restored_rows(self, parameter: str, entry: Entry, rows: slice) -> Weight:
         """Some rows of a compressed parameter, of which only those are read."""
@@ -188,8 +197,8 @@ class Checkpoint(CheckpointHeaders):
     def _stored_tensor(self, name: str) -> StoredTensor:
         ref = self.tensors[name]
 
-        def read(part: slice | None) -> Tensor:
-            return read_tensor(ref, name) if part is None else read_part(ref, name, part)
+        def read(part: slice | None, axis: int = 0) -> Tensor:
+            return read_tensor(ref, name) if part is None else read_part(ref, name, part, axis)
 
         return StoredTensor(read, ref.spec.shape[0] if ref.spec.shape else 1)
 

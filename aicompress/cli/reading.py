@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def show_inspection(source: str, as_json: bool, analysis: tuple[int, float] | None = None) -> None:
     """Print what a checkpoint, or a file of statistics, holds; its weights analyzed at a group size and an error."""
     from aicompress.checkpoint.statistics import is_statistics
-    from aicompress.pipeline.inspect import Analysis, inspect
+    from aicompress.pipeline.analysis import Analysis
+    from aicompress.pipeline.inspect import inspect
 
     if is_statistics(Path(source)):
         show_statistics(Path(source), as_json)

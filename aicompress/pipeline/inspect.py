@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
@@ -18,8 +18,7 @@ from aicompress.checkpoint.naming import kinds_among, layer_name
 from aicompress.checkpoint.source import locate
 from aicompress.errors import Unsupported
 from aicompress.layer import LayerInfo
-from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
-from aicompress.methods.quantize.rtn import RtnConfig
+from aicompress.pipeline.analysis import PIECE, Analysis, Distribution, RoundingLoss, distribution, rounding
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.models.shared_inputs import SharedInputs
 from aicompress.pipeline.step.sides import side_of, stored_numbers
@@ -27,64 +26,6 @@ from aicompress.report.model import Side
 from aicompress.weights import Dense
 
 Progress = Callable[[str, int, int], None]  # what, done, total
-OUTLIER = 4.0  # standard deviations; a normal distribution has 0.006% of its mass beyond
-PIECE = 1 << 22  # elements that are summed at a time
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """How the numbers of a parameter are spread.
-
-    Attributes:
-        low, high: the smallest and the largest.
-        mean, std: of all elements.
-        kurtosis: fourth standardized moment; 3 for a normal distribution, more with heavy tails.
-        outliers: share of elements further than OUTLIER standard deviations from the mean.
-        zeros: share of elements that are exactly zero.
-        row_spread: largest over median absolute maximum of the rows: what one scale per tensor would lose.
-            None where most rows are zero.
-    """
-
-    low: float
-    high: float
-    mean: float
-    std: float
-    kurtosis: float
-    outliers: float
-    zeros: float
-    row_spread: float | None
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What is asked of the weights.
-
-    Attributes:
-        group_size: columns that share a scale; rows whose width it does not divide have one scale.
-        max_error: the relative error that proposed bits keep.
-    """
-
-    group_size: int = 64
-    max_error: float = MAX_ERROR
-
-
-@dataclass(frozen=True)
-class RoundingLoss:
-    """What rounding to nearest does to a layer, symmetric, with the full range of every group.
-
-    Attributes:
-        group: columns that share a scale.
-        peak: largest magnitude in standard deviations.
-        levels: of the 16 codes of 4 bits, how many are in use: 2 to the power of their entropy.
-        errors: ‖W − Ŵ‖ / ‖W‖ by bits.
-        proposed: the least bits within the bound, the same for layers that share their input; None where no bits are.
-    """
-
-    group: int
-    peak: float
-    levels: float
-    errors: dict[int, float]
-    proposed: int | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +97,7 @@ class Inspection:
 def inspect(
     source: str | Path, analysis: Analysis | None = None, progress: Progress = lambda what, done, total: None
 ) -> Inspection:
-    """Read what a checkpoint holds: headers only, unless its weights are to be analyzed, one at a time.
+    """Read what a checkpoint holds: headers only, unless its weights are to be analyzed, a block of rows at a time.
 
     Raises:
         CheckpointError: missing or damaged.
@@ -179,7 +120,7 @@ def inspect(
             str(spec.dtype).removeprefix("torch."), stored_numbers(checkpoint, name), checkpoint.nbytes(name),
         )  # fmt: skip
         if analysis and spec.dtype.is_floating_point:
-            rows[name] = analyzed(rows[name], checkpoint.dense(name), layers.get(name), analysis)
+            rows[name] = _analyzed(checkpoint, name, rows[name], layers.get(name), analysis)
             progress(name, number + 1, len(parameters))
     if analysis:
         rows = agreed(rows, SharedInputs(checkpoint, tuple(layers)))
@@ -205,30 +146,30 @@ def _form(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
     return outline.form, ", ".join(filter(None, (outline.describe(), *lent)))
 
 
+def _analyzed(
+    checkpoint: Checkpoint, name: str, row: ParameterRow, layer: LayerInfo | None, analysis: Analysis
+) -> ParameterRow:
+    """A row with the distribution of its numbers and, for a layer, what rounding does to it; reads blocks of rows."""
+    axis = int(layer.transposed) if layer is not None else checkpoint.row_axis(name)
+
+    def read(rows: slice | None) -> Tensor:
+        if rows is None or not checkpoint.is_plain(name):
+            return checkpoint.dense(name, rows)
+        return checkpoint.rows(name, rows.start, rows.stop, axis)
+
+    blocks = [partial(read, rows) for rows in checkpoint.row_blocks(name, PIECE, axis)]
+    row = replace(row, distribution=distribution(blocks, axis))
+    if layer is None or row.distribution is None:
+        return row
+    matrices = [lambda block=block: layer.matrix(block()).float() for block in blocks]
+    return replace(row, rounding=rounding(matrices, layer.shape[1], row.distribution, analysis))
+
+
 def _as_stored(source: str | Path) -> Checkpoint:
     """A checkpoint whose weights this version does not decode: every tensor stands for itself."""
     located = locate(source)
     tensors, metadata = read_headers(located)
     return Checkpoint(located, tensors, Manifest(), "plain", metadata)
-
-
-def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysis: Analysis) -> ParameterRow:
-    """A row with the distribution of its numbers and, for a layer, what rounding does to it."""
-    row = replace(row, distribution=distribution(tensor))
-    return row if layer is None else replace(row, rounding=rounding(layer.matrix(tensor), analysis))
-
-
-def rounding(matrix: Tensor, analysis: Analysis) -> RoundingLoss:
-    """What rounding a matrix (out, in) does at each width."""
-    matrix = matrix.float()
-    fits = matrix.shape[1] % analysis.group_size == 0
-    shared = {"group_size": analysis.group_size} if fits else {"granularity": "channel"}
-    config = RtnConfig(name="rtn", bits=4, **shared)
-    errors = rounding_errors([lambda: matrix], config, WIDTHS)
-    spread = float(matrix.double().std(correction=0)) if matrix.numel() else 0.0
-    peak = float(matrix.abs().max()) / spread if spread else 0.0
-    group = analysis.group_size if fits else matrix.shape[1]
-    return RoundingLoss(group, peak, effective_levels(matrix, config), errors, proposed(errors, analysis.max_error))
 
 
 def agreed(rows: dict[str, ParameterRow], sharing: SharedInputs) -> dict[str, ParameterRow]:
@@ -256,30 +197,3 @@ def _totals(rows: Sequence[ParameterRow]) -> tuple[Total, ...]:
             Total(kind, len(of_kind), sum(row.numbers for row in of_kind), sum(row.nbytes for row in of_kind))
         )
     return tuple(sorted(totals, key=lambda total: -total.nbytes))
-
-
-def distribution(tensor: Tensor) -> Distribution:
-    """Moments and outliers of a tensor, in float64, piece by piece."""
-    flat = tensor.reshape(-1)
-    count = flat.numel()
-    if count == 0:
-        return Distribution(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    pieces = torch.split(flat, PIECE)
-    mean = sum(float(piece.double().sum()) for piece in pieces) / count
-    second = sum(float((piece.double() - mean).square().sum()) for piece in pieces) / count
-    fourth = sum(float((piece.double() - mean).pow(4).sum()) for piece in pieces) / count
-    std = math.sqrt(second)
-    far = sum(int(((piece.double() - mean).abs() > OUTLIER * std).sum()) for piece in pieces)
-    zeros = sum(int((piece == 0).sum()) for piece in pieces)
-    low = min(float(piece.float().min()) for piece in pieces)
-    high = max(float(piece.float().max()) for piece in pieces)
-    kurtosis = fourth / second**2 if second else 0.0
-    return Distribution(low, high, mean, std, kurtosis, far / count, zeros / count, _row_spread(tensor))
-
-
-def _row_spread(tensor: Tensor) -> float | None:
-    rows = tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
-    parts = torch.split(rows, max(1, PIECE // max(1, rows.shape[1])))
-    largest = torch.cat([part.float().abs().amax(1) for part in parts])
-    middle = float(largest.median())
-    return float(largest.max()) / middle if middle else None

@@ -1,12 +1,25 @@
+import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from aicompress.checkpoint import Checkpoint, files
 from aicompress.measure import directory_nbytes
-from aicompress.pipeline.inspect import Analysis, distribution, inspect, rounding
+from aicompress.pipeline import analysis
+from aicompress.pipeline.analysis import Analysis, Distribution, RoundingLoss
+from aicompress.pipeline.inspect import inspect
 from tests.model.compressed import compress, integers, low_rank
+
+
+def distribution(tensor: torch.Tensor) -> Distribution:
+    return analysis.distribution([lambda: tensor])
+
+
+def rounding(matrix: torch.Tensor, wanted: Analysis) -> RoundingLoss:
+    return analysis.rounding([lambda: matrix], matrix.shape[1], distribution(matrix), wanted)
 
 
 def test_every_parameter_has_a_row(tiny_llama: Path) -> None:
@@ -70,14 +83,16 @@ def test_distribution_of_normal_numbers() -> None:
     assert spiked.kurtosis > 4
 
 
-def test_pieces_do_not_change_a_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_do_not_change_a_distribution(monkeypatch: pytest.MonkeyPatch, axis: int) -> None:
     values = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
     whole = distribution(values)
-    monkeypatch.setattr("aicompress.pipeline.inspect.PIECE", 77)
-    pieces = distribution(values)
-    assert pieces.kurtosis == pytest.approx(whole.kurtosis)
-    assert pieces.row_spread == pytest.approx(whole.row_spread)
-    assert (pieces.low, pieces.high, pieces.outliers) == (whole.low, whole.high, whole.outliers)
+    monkeypatch.setattr(analysis, "PIECE", 77)
+    blocks = [lambda part=part: part for part in values.split(7, dim=axis)]  # type: ignore[misc]
+    of_blocks = analysis.distribution(blocks, axis)
+    assert of_blocks.kurtosis == pytest.approx(whole.kurtosis)
+    assert of_blocks.row_spread == pytest.approx(whole.row_spread)
+    assert (of_blocks.low, of_blocks.high, of_blocks.outliers) == (whole.low, whole.high, whole.outliers)
 
 
 def test_constants_and_empty_tensors_have_a_distribution() -> None:
@@ -91,6 +106,30 @@ def test_analysis_covers_every_floating_parameter(cnn_file: Path) -> None:
     assert rows["conv1"].distribution is not None
     assert rows["conv1"].distribution.std > 0
     assert rows["bn1.num_batches_tracked"].distribution is None
+
+
+def test_an_analysis_reads_blocks_of_rows(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a layer that is stored (in, out) are columns of its tensor; what is found is that of the whole."""
+    monkeypatch.setattr(files, "NARROW", 8)
+    read_rows, sizes = Checkpoint.rows, list[int]()
+
+    def noting(*given: Any) -> torch.Tensor:
+        block = read_rows(*given)
+        sizes.append(block.numel())
+        return block
+
+    monkeypatch.setattr(Checkpoint, "rows", noting)
+    whole = inspect(tiny_gpt2, Analysis()).rows
+    assert not sizes
+    monkeypatch.setattr("aicompress.pipeline.inspect.PIECE", 2048)
+    blocks = inspect(tiny_gpt2, Analysis()).rows
+    assert max(sizes) <= 2048
+    for row, other in zip(whole, blocks, strict=True):
+        assert row.distribution is not None
+        assert dataclasses.asdict(row.distribution) == pytest.approx(dataclasses.asdict(other.distribution))
+        if row.rounding is not None:
+            assert row.rounding.errors == pytest.approx(other.rounding.errors)
+            assert row.rounding.levels == pytest.approx(other.rounding.levels)
 
 
 def test_rounding_by_hand() -> None:

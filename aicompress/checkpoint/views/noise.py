@@ -17,7 +17,7 @@ ROWS = 4096  # of the tables of a vocabulary: those of its first tokens are enou
 class NoiseCheckpoint(Checkpoint):
     """Float32 parameters of the size that keeps activations near one, each from a seed of its own name."""
 
-    def row_multiple(self, parameter: str) -> int:
+    def row_multiple(self, parameter: str, part: str = "") -> int:
         """Numbers are drawn for all of a parameter."""
         return 0
 

@@ -100,16 +100,16 @@ class RewrittenCheckpoint(Checkpoint):
         """A tensor in its own dtype, changed."""
         return self.exact(name).to(self.tensors[name].spec.dtype) if name in self.changes else super().read(name)
 
-    def row_multiple(self, parameter: str) -> int:
+    def row_multiple(self, parameter: str, part: str = "") -> int:
         """As of the file; all of a changed parameter is read to change some of it."""
-        return 0 if parameter in self.changes else super().row_multiple(parameter)
+        return 0 if parameter in self.changes else super().row_multiple(parameter, part)
 
     def is_plain(self, parameter: str) -> bool:
         """Whether a file holds a parameter as it is read."""
         return parameter not in self.changes and super().is_plain(parameter)
 
-    def weight(self, parameter: str, rows: slice | None = None) -> Weight:
+    def weight(self, parameter: str, rows: slice | None = None, part: str = "") -> Weight:
         """A parameter in the form it is stored in; a changed one in float32."""
         if parameter not in self.changes:
-            return super().weight(parameter, rows)
+            return super().weight(parameter, rows, part)
         return Dense(as_matrix(self.exact(parameter)))

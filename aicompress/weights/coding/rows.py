@@ -18,13 +18,14 @@ class StoredTensor:
     """A tensor in a file, of which parts along its first axis are read.
 
     Attributes:
-        read: (entries; None: all) -> those of the tensor.
+        read: (entries; None: all) -> those of the tensor; of one that the file holds as it is, also along an axis that
+            is given behind them.
         length: of the axis.
         multiple: a part begins at a multiple of it.
         ones: how many bits are set before some entries of a bit mask, as far as that is known.
     """
 
-    read: Callable[[slice | None], Tensor]
+    read: Callable[..., Tensor]
     length: int
     multiple: int = 1
     ones: dict[int, int] = field(default_factory=lambda: {0: 0})

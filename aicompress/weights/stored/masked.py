@@ -77,8 +77,8 @@ def mask_meta(grouping: Grouping | None) -> dict[str, Any]:
 
 
 def rows_of_words(grouping: Grouping | None) -> int:
-    """How many rows have an N:M mask of whole words, whatever their length; 0 where rows are not masked apart."""
-    return 0 if grouping is None or grouping.order is not None else word(grouping.kept, grouping.size)[1]
+    """How many rows have an N:M mask of whole words, whatever their length; 0 of a mask that is none."""
+    return 0 if grouping is None else word(grouping.kept, grouping.size)[1]
 
 
 def restored_mask(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], kept: int) -> tuple[Tensor, Grouping | None]:

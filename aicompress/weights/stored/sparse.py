@@ -72,7 +72,7 @@ class Sparse(Masked):
         return self.zeros()
 
     def row_storage(self) -> RowStorage | None:
-        """Of an N:M mask in the columns' own order: as many survivors in every row."""
+        """Of an N:M mask: as many survivors in every row."""
         multiple = rows_of_words(self.grouping)
         return RowStorage.of(self.meta(), "", "values", multiple=multiple) if multiple else None
 

@@ -101,7 +101,7 @@ class SparseCodes(Masked, Coded):
         return ", ".join([*code_words(self.bits, self.group_size, self.zero is None), self.zeros()])
 
     def row_storage(self) -> RowStorage | None:
-        """Of an N:M mask in the columns' own order: as many survivors in every row, whose codes end with a word."""
+        """Of an N:M mask: as many survivors in every row, whose codes end with a word."""
         multiple, meta = rows_of_words(self.grouping), self.meta()
         if not multiple:
             return None

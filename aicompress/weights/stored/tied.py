@@ -78,13 +78,14 @@ class Tied(Weight):
         return None if part is None else Tied(part)
 
     def along_rows(self) -> tuple[Weight, ...]:
-        return () if self.transposed and isinstance(self.source, Dense) else (self.source,)
+        return (self.source,)
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Tied:
         its = unnest(_PREFIX, stored)
         if isinstance(self.source, Dense):
-            part = its[""].read(rows)
-            return Tied.of(Dense(part.flatten(1)), tuple(part.shape), transposed=False)
+            part = its[""].read(rows, int(self.transposed))
+            matrix = part.t() if self.transposed else part.flatten(1)
+            return Tied.of(Dense(matrix), tuple(part.shape), self.transposed)
         return Tied(self.source.read_rows(its, rows))
 
     def borrowed(self, part: str) -> dict[str, str]:

@@ -62,6 +62,7 @@ from aicompress.pipeline import export
 from aicompress.pipeline.step import blocks, storage
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.step.timing import layer_latency
 from aicompress.recipe import load
 from aicompress.recipe.made import ExportRecipe
 from aicompress.weights.coding import reading
@@ -72,6 +73,7 @@ if sys.platform == "linux":  # what is freed goes back at once: M_MMAP_THRESHOLD
 rows.BLOCK >>= 4
 reading.STEP >>= 4
 blocks.BLOCK >>= 4
+layer_latency.HELD >>= 6
 sinq.HELD >>= 7
 lamp.RANGE >>= 3
 storage.HELD, storage.READ = storage.HELD >> 4, storage.READ >> 4
@@ -85,7 +87,7 @@ def compress(number, command, name):
         export.run(export.make_plan(source, out, recipe), Options(latency="off"))
         return
     recipe = load(folder / f"{number}.yaml", command, ())
-    run.run(planner.make_plan(source, out, recipe, command), Options(latency="off"))
+    run.run(planner.make_plan(source, out, recipe, command), Options(latency="off" if number else "auto"))
 
 for number, (command, suffix) in enumerate(json.loads(sys.argv[2])):
     compress(number, command, f"tiny{suffix}")  # libraries set themselves up

@@ -36,6 +36,32 @@ def test_alike_layers_are_timed_once_and_counted(
     assert found.what.startswith("sum over 21 matrix layers, 128 rows")
 
 
+def test_blocks_of_large_layers_are_timed(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer counts by its blocks; of a product the blocks of both factors do."""
+    monkeypatch.setattr(layer_latency, "HELD", 1024)
+    ran: list[int] = []
+
+    def second_each(calls, rounds, warmup):  # type: ignore[no-untyped-def]
+        ran.extend(call().shape[-1] for call in calls)
+        return [WallTimes((1.0,) * rounds) for _ in calls]
+
+    monkeypatch.setattr(layer_latency, "interleaved", second_each)
+    source = Checkpoint.open(tiny_llama)
+    found = layers(source, source)
+    assert found is not None
+    assert sorted(ran) == [8, 16, 16, 16]  # of 64 and of 128 columns
+    assert found.before_ms == 3 * (4 + 2 + 2 + 4 + 8 + 8 + 8) * 1000
+    assert found.what.endswith("; of those above 1,024 weights a block, times their number")
+    for form, blocks in ((lambda w: low_rank(w, 6), 1 + 1), (lambda w: integers(w, 4, 32), 4)):
+        ran.clear()
+        out = compress(
+            tiny_llama, tmp_path / f"{blocks}", lambda info, w, f=form: f(w) if "up_proj" in info.name else None
+        )
+        found = layers(source, Checkpoint.open(out))
+        assert found is not None
+        assert found.before_ms - found.after_ms == 3 * (8 - blocks) * 1000
+
+
 def test_the_same_checkpoint_takes_the_same_time(tiny_bert: Path) -> None:
     checkpoint = Checkpoint.open(tiny_bert)
     found = layers(checkpoint, checkpoint)

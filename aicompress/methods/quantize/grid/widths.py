@@ -225,11 +225,18 @@ def rounding_errors(blocks: Blocks, config: Any, widths: Sequence[int]) -> dict[
     return {bits: (errors[bits] / norms[bits]) ** 0.5 if norms[bits] else 0.0 for bits in widths}
 
 
-def effective_levels(weight: Tensor, config: Grid) -> float:
-    """2 to the power of the codes' entropy: of the 2^bits codes, how many are in use; 1 for a weight of zeros."""
+def effective_levels(blocks: Blocks, config: Grid) -> float:
+    """2 to the power of the codes' entropy: of the 2^bits codes, how many are in use; 1 for a weight of zeros.
+
+    Args:
+        blocks: functions that read the weight's blocks of rows; each is called once.
+        config: of groups, or of one scale for each row.
+    """
     counts = torch.zeros(1 << config.bits, dtype=torch.float64)
-    for _, codes, _, _ in _rounded(weight, config, full_range(weight, config, torch.float32)):
-        counts += torch.bincount((codes.flatten() + (1 << config.bits - 1)).int(), minlength=len(counts))
+    for read in blocks:
+        weight = read()
+        for _, codes, _, _ in _rounded(weight, config, full_range(weight, config, torch.float32)):
+            counts += torch.bincount((codes.flatten() + (1 << config.bits - 1)).int(), minlength=len(counts))
     shares = counts[counts > 0] / counts.sum()
     return float(2 ** -(shares * shares.log2()).sum())
 
