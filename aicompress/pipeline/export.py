@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from aicompress.pipeline.step.blocks import Block, copied_in_parts
 from aicompress.pipeline.step.checks import left_out, require_loads, require_space
 from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.input import Adapted
-from aicompress.pipeline.step.opening import opened_input
+from aicompress.pipeline.step.opening import as_stored, opened_input
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
 from aicompress.pipeline.step.report import Results
@@ -96,7 +96,7 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
             raise Refused(
                 f"{checkpoint.path} has no codes that could be stored otherwise", "quantize or prune it first"
             )
-        output = arrange(checkpoint, destination, _as_they_are(checkpoint, layers), step)
+        output = arrange(checkpoint, destination, as_stored(checkpoint, layers), step)
     require_space(output)
     return ExportPlan(
         checkpoint,
@@ -114,15 +114,6 @@ def _as_stored(checkpoint: Checkpoint, info: LayerInfo) -> LayerInfo:
     if entry is None or outline is None:
         return info
     return replace(info, stored=outline.form, outline=outline, transposed=entry.transposed)
-
-
-def _as_they_are(checkpoint: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:
-    """Every parameter in the form that it is stored in."""
-    infos = {info.tensor: info for info in reversed(layers)}
-    return {
-        name: Planned(spec, checkpoint.outline(name), infos.get(name), checkpoint.manifest.owners(name))
-        for name, spec in checkpoint.parameters().items()
-    }
 
 
 def _require_bare(checkpoint: Checkpoint, destination: Destination) -> None:

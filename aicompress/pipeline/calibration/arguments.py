@@ -14,7 +14,7 @@ from aicompress.data import Data, named_arrays, sentences, token_windows
 from aicompress.errors import CompressError, RecipeError, suggestion
 from aicompress.model.loading.definitions.config import most_positions
 from aicompress.model.loading.definitions.definition import has_generate, skeleton
-from aicompress.pipeline.step.models.accepted_inputs import input_problems, text_problems
+from aicompress.pipeline.step.models.accepted_inputs import input_problems, shaped, text_problems
 from aicompress.recipe import Calibration, Recipe
 
 
@@ -117,7 +117,7 @@ def arguments_of(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
 
     A decoder that is not given its own is given the same token ids, or its first token where they are none.
     """
-    arguments: dict[str, Any] = {name: _shaped(name, inputs) for name, inputs in _named(model, named).items()}
+    arguments: dict[str, Any] = {name: shaped(name, inputs) for name, inputs in _named(model, named).items()}
     described = getattr(model, "config", None)
     if getattr(described, "is_encoder_decoder", False):
         start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
@@ -126,8 +126,3 @@ def arguments_of(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
         given = {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
         arguments = given | arguments
     return arguments
-
-
-def _shaped(name: str, inputs: Tensor) -> Tensor:
-    """Arrays as a model takes them: images of one channel get that dimension."""
-    return inputs[:, None] if name == "pixel_values" and inputs.ndim == 3 else inputs

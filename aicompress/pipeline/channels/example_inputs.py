@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aicompress.errors import RecipeError, first_line
 from aicompress.model.channels.graph import forward
 from aicompress.pipeline.step.models import running_model as running
+from aicompress.pipeline.step.models.accepted_inputs import shaped
 
 EXAMPLES = 2  # samples of a trial
 _SIDES = (32, 28, 224, 64, 96, 128, 256, 299, 384, 512, *range(1, 64))  # of images, in the order of a guess
@@ -48,9 +49,7 @@ def example(module: nn.Module, first: Any | None, shape: tuple[int, ...] | None)
 def as_taken(module: nn.Module, inputs: Tensor) -> Any:
     """Arrays as the network takes them: for a transformers model under its name, with an axis for one channel."""
     named = getattr(module, "main_input_name", None)
-    if named is None:
-        return inputs
-    return {named: inputs.unsqueeze(1) if named == "pixel_values" and inputs.ndim == 3 else inputs}
+    return inputs if named is None else {named: shaped(named, inputs)}
 
 
 def _guesses(module: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -40,7 +40,8 @@ from aicompress.pipeline.distillation.trained.student_mode import StudentMode, k
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.input import Adapted, open_input
-from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
+from aicompress.pipeline.step.opening import as_stored
+from aicompress.pipeline.step.output import Destination, Output, arrange, lineage_step
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
@@ -191,7 +192,7 @@ def make_plan(
     further = {name: each.source for name, each in _named(teachers).items()} if average is None else {}
     step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
     step |= {} if stored is None else stored.lineage(bool(teachers))
-    planned = recoding.coded_outlines(student, student_mode, _parameters(student, layers))
+    planned = recoding.coded_outlines(student, student_mode, as_stored(student, layers))
     output = arrange(student, destination, planned, step)
     require_space(output)
     alike = [teacher for teacher, numbers in zip(teachers, taught.numbers, strict=False) if numbers is None]
@@ -285,14 +286,3 @@ def _cached(
     if training.cache is True or (split.repeats(training.steps) and size * len(used) <= CACHE_BYTES):
         return used
     return split.held_out if size * len(split.held_out) <= CACHE_BYTES else NO_SAMPLES
-
-
-def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:
-    """Every parameter of the student in its stored form."""
-    infos: dict[str, LayerInfo] = {}
-    for info in layers:
-        infos.setdefault(info.tensor, info)
-    return {
-        name: Planned(spec, student.outline(name), infos.get(name), student.manifest.owners(name))
-        for name, spec in student.parameters().items()
-    }

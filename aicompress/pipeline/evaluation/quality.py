@@ -24,6 +24,7 @@ from aicompress.pipeline.evaluation.samples import (
     read_samples,
     require_tokens,
 )
+from aicompress.pipeline.step.models.accepted_inputs import shaped
 from aicompress.pipeline.step.models.running_model import Inputs, Running, encoder
 from aicompress.recipe.evaluation import EvalRecipe
 
@@ -139,9 +140,7 @@ def _classifier(model: nn.Module, metric: str) -> Callable[[Inputs], Tensor]:
             if isinstance(inputs, dict):
                 output = model(**{name: value.to(device) for name, value in inputs.items()})
             elif named is not None:
-                if named == "pixel_values" and inputs.ndim == 3:
-                    inputs = inputs.unsqueeze(1)  # (samples, height, width): one channel
-                output = model(**{named: inputs.to(device)})
+                output = model(**{named: shaped(named, inputs).to(device)})
             else:
                 output = model(inputs.to(device))
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)

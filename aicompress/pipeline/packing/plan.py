@@ -4,10 +4,9 @@ it is the difference to.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from aicompress.checkpoint.files import digests
@@ -15,11 +14,10 @@ from aicompress.checkpoint.header import PACKED_SUFFIX, packed_error
 from aicompress.checkpoint.packed.folder import everything
 from aicompress.checkpoint.packed.raw_header import Extent, RawHeader, read_raw_header
 from aicompress.checkpoint.packed.reader import is_packed
-from aicompress.checkpoint.place import require_apart, require_free, working_path
 from aicompress.checkpoint.source import Source
 from aicompress.disk import require_writable
-from aicompress.errors import CheckpointError, CompressError, OutOfSpace, Refused, listed, raise_all
-from aicompress.pipeline.step.checks import problem_of
+from aicompress.errors import CheckpointError, Refused, listed, raise_all
+from aicompress.pipeline.step.checks import taken
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.made import PackingRecipe
 from aicompress.report.plan import PlanRow, PlanSummary
@@ -95,7 +93,6 @@ class Base:
 
 
 SUFFIX = ".safetensors"
-SPARE = 1_000_000  # bytes for the report
 
 
 @dataclass(frozen=True)
@@ -156,30 +153,12 @@ def require_place(source: Source, base: Base | None, destination: Destination) -
         Refused: or Problems, everything that is wrong with it.
     """
     out = destination.path
-    problems: list[CompressError] = []
-    for each in (source, *([] if base is None else [base.source])):
-        problems += problem_of(partial(require_apart, each, out))
-    if not problems:
-        problems += problem_of(lambda: require_free(out, destination.overwrite))
+    problems = taken([source, *([] if base is None else [base.source])], destination)
     if destination.single and source.folder is not None:
         hint = "name a directory, or give one file as IN"
         problems.append(Refused(f"{out} is one file, and {source.path} holds others beside its weights", hint))
     raise_all(problems)
     require_writable(out)
-
-
-def require_space(destination: Destination, needed: int) -> None:
-    """Refuse an output that does not fit the disk.
-
-    Raises:
-        OutOfSpace: it does not.
-    """
-    folder = next(parent for parent in working_path(destination.path).parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if needed + SPARE > free:
-        raise OutOfSpace(
-            f"the output takes {needed:,} bytes and {folder} has {free:,} free", "free space, or write elsewhere"
-        )
 
 
 def packed_name(name: str) -> str:

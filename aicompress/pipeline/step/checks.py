@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart, require_free, working_path
+from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError, CompressError, OutOfSpace, listed
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
@@ -107,12 +109,17 @@ def place_problems(
     absent: Mapping[str, str] = NOT_OF_A_STEP,
 ) -> list[CompressError]:
     """Errors in the place of the output and in its gates: `absent` is what they cannot ask for."""
-    problems: list[CompressError] = []
-    for checkpoint in inputs:
-        problems += problem_of(partial(require_apart, checkpoint.source, destination.path))
-    if not problems:  # the input itself is nothing to overwrite: no more is said of it
-        problems = problem_of(lambda: require_free(destination.path, destination.overwrite))
+    problems = taken([checkpoint.source for checkpoint in inputs], destination)
     return problems + problem_of(lambda: gates.require_measured(conditions, absent))
+
+
+def taken(inputs: Sequence[Source], destination: Destination) -> list[CompressError]:
+    """Errors in the place of the output: it lies in an input, or something is there."""
+    problems = [
+        problem for source in inputs for problem in problem_of(partial(require_apart, source, destination.path))
+    ]
+    # The input itself is nothing to overwrite: no more is said of it.
+    return problems or problem_of(lambda: require_free(destination.path, destination.overwrite))
 
 
 def decoding(names: Sequence[str]) -> list[str]:
@@ -158,16 +165,25 @@ def require_loads(
 
 
 def require_space(output: Output) -> None:
+    """Refuse an output that does not fit the disk."""
+    require_room(output.destination.path, output.weight_bytes + output.other_bytes)
+
+
+def require_room(path: Path, nbytes: int) -> None:
     """Refuse an output that does not fit the disk, with a little to spare for the report.
 
     Raises:
         OutOfSpace: it does not.
     """
-    work = working_path(output.destination.path)
-    folder = next(parent for parent in work.parents if parent.exists())
-    left = directory_nbytes(work) if work.exists() else 0  # of a stopped run: continued or removed
-    needed, free = output.weight_bytes + output.other_bytes + 1_000_000, shutil.disk_usage(folder).free + left
+    needed, (folder, free) = nbytes + 1_000_000, room_for(path)
     if needed > free:
         raise OutOfSpace(
             f"the output takes {needed:,} bytes and {folder} has {free:,} free", "free space, or write elsewhere"
         )
+
+
+def room_for(path: Path) -> tuple[Path, int]:
+    """The folder that is there already, and bytes that are free in it, with those that a stopped run holds."""
+    work = working_path(path)
+    folder = next(parent for parent in work.parents if parent.exists())
+    return folder, shutil.disk_usage(folder).free + (directory_nbytes(work) if work.exists() else 0)

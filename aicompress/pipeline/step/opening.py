@@ -11,7 +11,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import Kind, LayerInfo
 from aicompress.pipeline.step.checks import NOT_OF_A_STEP, known_kinds, place_problems
 from aicompress.pipeline.step.input import Adapted, open_input
-from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.step.output import Destination, Planned
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,12 @@ def opened_input(
     problems = place_problems([checkpoint], destination, gates, absent)
     kinds, unknown = known_kinds(checkpoint)
     return OpenedInput(checkpoint, tuple(checkpoint.layers(kinds)), kinds, (*tied, *unknown), tuple(problems))
+
+
+def as_stored(checkpoint: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:
+    """Every parameter of an output that has them in the forms that they are stored in."""
+    infos = {info.tensor: info for info in reversed(layers)}
+    return {
+        name: Planned(spec, checkpoint.outline(name), infos.get(name), checkpoint.manifest.owners(name))
+        for name, spec in checkpoint.parameters().items()
+    }

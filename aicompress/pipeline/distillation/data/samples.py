@@ -18,7 +18,7 @@ from aicompress.model.loading.definitions.config import most_positions
 from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration.data import class_names
-from aicompress.pipeline.step.models.accepted_inputs import input_problems, text_problems
+from aicompress.pipeline.step.models.accepted_inputs import IMAGES, input_problems, shaped, text_problems
 from aicompress.recipe import Model
 
 
@@ -250,5 +250,5 @@ def _arrays(data: Data, task: Task, checkpoint: Checkpoint) -> TrainingSamples:
     if task == "module":
         return TrainingSamples({"": inputs}, labels, source)
     if inputs.dtype.is_floating_point:
-        return TrainingSamples({"pixel_values": inputs[:, None] if inputs.ndim == 3 else inputs}, labels, source)
+        return TrainingSamples({IMAGES: shaped(IMAGES, inputs)}, labels, source)
     return TrainingSamples({"input_ids": inputs}, labels, source)

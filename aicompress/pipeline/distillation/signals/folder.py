@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -184,11 +183,3 @@ def require_place(path: Path) -> None:
         raise Refused(f"{path} is a file", "give --cache-teacher a folder that is not there yet")
     if path.is_dir() and any(path.iterdir()):
         SignalFolder.open(path)
-
-
-def free_bytes(path: Path) -> int:
-    """Bytes that are free where a folder would go, with those that a stopped run holds there."""
-    work = working_path(path)
-    folder = next(parent for parent in work.parents if parent.exists())
-    left = sum(file.stat().st_size for file in work.glob("*")) if work.exists() else 0
-    return shutil.disk_usage(folder).free + left

@@ -23,8 +23,9 @@ from aicompress.model.loading.pooling import Pooling
 from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation.compatibility import Losses
 from aicompress.pipeline.distillation.data.samples import TrainingSamples
-from aicompress.pipeline.distillation.signals.folder import SignalFolder, Told, free_bytes, require_place
+from aicompress.pipeline.distillation.signals.folder import SignalFolder, Told, require_place
 from aicompress.pipeline.distillation.teachers.teacher import Loss
+from aicompress.pipeline.step.checks import room_for
 from aicompress.recipe.distillation import DistillRecipe
 
 STORED: frozenset[Output] = frozenset({"logits", "embedding"})
@@ -220,7 +221,7 @@ def planned(
     each = position_bytes(form, classes, settings.k) if form is not None else 0
     width = 4 * (shapes.embedding or 0) if "embedding" in reads else 0
     nbytes = each * int(positions.sum()) + (width + 4) * len(samples)
-    if folder is None and nbytes > free_bytes(path):
+    if folder is None and nbytes > room_for(path)[1]:
         raise OutOfSpace(f"the teacher's outputs take {nbytes:,} bytes, and {path} has no room", "a smaller signals.k")
     return StoredOutputs(
         path,

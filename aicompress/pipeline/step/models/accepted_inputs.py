@@ -140,7 +140,7 @@ def _failure(module: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
     if not taken:
         return None
     beside = {name: tensor for name, tensor in taken.items() if name.startswith("decoder_")}
-    given = {name: _sample(_shaped(name, tensor)) for name, tensor in inputs.items()}
+    given = {name: _sample(shaped(name, tensor)) for name, tensor in inputs.items()}
     reason = _error(module, (), {**beside, **given})
     return reason if _error(module, (), taken) is None else None
 
@@ -154,7 +154,8 @@ def _example(module: Any) -> dict[str, Tensor]:
     return {name: tensor.to("meta") for name, tensor in inputs.items()}
 
 
-def _shaped(name: str, tensor: Tensor) -> Tensor:
+def shaped(name: str, tensor: Tensor) -> Tensor:
+    """Arrays as a model takes them: images of one channel get that dimension."""
     return tensor[:, None] if name == IMAGES and tensor.ndim == 3 else tensor
 
 
