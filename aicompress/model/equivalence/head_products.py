@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from aicompress.methods.head_products import HeadProduct
 from aicompress.model.equivalence.scaling_groups import TOLERANCE, ChannelAxis
 from aicompress.model.equivalence.search import each_kind, in_checkpoint, sources_of
-from aicompress.model.equivalence.trace import Call, watched
+from aicompress.model.equivalence.trace import Call, alike, changed, watched
 from aicompress.model.loading.partial_model import PartialModel
 
 PARTS = (1, 2, 4)  # a rotary embedding may turn all rows of a head, or the first half or quarter of them
@@ -204,17 +204,11 @@ class _Trials:
         return {call.parameter: matrix.t().contiguous() if call.transposed else matrix}
 
     def _stays(self, changes: Mapping[str, Tensor]) -> bool:
-        """Whether the block's output stays with other parameters: tensors are exchanged, for they may share memory."""
-        before = {name: self.parameters[name].data for name in changes}
-        try:
-            for name, tensor in changes.items():
-                self.parameters[name].data = tensor
+        """Whether the block's output stays with other parameters."""
+        with changed(self.parameters, [(name, partial(_replaced, tensor)) for name, tensor in changes.items()]):
             output = watched(self.block, self.run).output
-        finally:
-            for name, tensor in before.items():
-                self.parameters[name].data = tensor
-        return len(output) == len(self.first.output) and all(
-            one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
-            for one, other in zip(output, self.first.output, strict=True)
-            if other.numel()
-        )
+        return alike(output, self.first.output, TOLERANCE)
+
+
+def _replaced(by: Tensor, tensor: Tensor) -> Tensor:
+    return by

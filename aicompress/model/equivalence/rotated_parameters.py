@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,19 +77,3 @@ def _read(axis: ChannelAxis, scale: Tensor, turn: Turn) -> Callable[[Tensor], Te
 
 def _written(axis: ChannelAxis, turn: Turn) -> Callable[[Tensor], Tensor]:
     return lambda tensor: turn(tensor, axis.axis)
-
-
-@contextmanager
-def changed(
-    parameters: Mapping[str, Tensor], changes: Iterable[tuple[str, Callable[[Tensor], Tensor]]]
-) -> Iterator[None]:
-    """Parameters with other numbers for a while. The tensors are exchanged, for rows of a table may share memory."""
-    before: dict[str, Tensor] = {}
-    try:
-        for name, change in list(changes):
-            before.setdefault(name, parameters[name].data)
-            parameters[name].data = change(parameters[name].data)
-        yield
-    finally:
-        for name, tensor in before.items():
-            parameters[name].data = tensor

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from aicompress.errors import Refused
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
-from aicompress.model.equivalence.rotated_parameters import Reader, Rotatable, Turn, changed
+from aicompress.model.equivalence.rotated_parameters import Reader, Rotatable, Turn
 from aicompress.model.equivalence.scaling_groups import ChannelAxis, Search, call_axis, reads
 from aicompress.model.equivalence.search import in_checkpoint, kind_of, prepare, sources_of
-from aicompress.model.equivalence.trace import Seen, watched
+from aicompress.model.equivalence.trace import Seen, alike, changed, watched
 from aicompress.model.loading.partial_model import PartialModel
 
 HINT = "take a method that rotates nothing: `aicompress methods quantize` says when to take which"
@@ -72,13 +72,13 @@ class _PausedForward:
         with changed(parameters, outer.changes(parameters.__getitem__, turn)):
             stream = self._started()
             try:
-                same = _close(_hidden(stream.arrival), turn(inputs, -1))
+                same = alike([_hidden(stream.arrival)], [turn(inputs, -1)], TOLERANCE)
                 while (arrival := stream.arrival) is not None:
                     stream.advance(_turned(outputs[kinds[arrival.block]], turn))
                 seen: Seen = stream.result
             finally:
                 stream.abandon()
-        if not same or not _alike(seen.output, first.output):
+        if not same or not alike(seen.output, first.output, TOLERANCE):
             raise Refused("what lies before or after the model's blocks does not turn with the residual stream", HINT)
         return self._named(kinds, by_kind, outer)
 
@@ -121,7 +121,7 @@ class _PausedForward:
                 moved = _replaced(arrival, hidden, turn(hidden, -1))
                 with changed(parameters, rotatable.changes(parameters.__getitem__, turn)):
                     again = block(*moved.args, **moved.kwargs)
-                if readers and writers and _close(_first(again), turn(_first(output), -1)):
+                if readers and writers and alike([_first(again)], [turn(_first(output), -1)], TOLERANCE):
                     return rotatable, output
         raise Refused(f"a block of type {type(block).__name__} does not turn with its residual stream", HINT)
 
@@ -228,11 +228,3 @@ def _turned(output: Any, turn: Turn) -> Any:
     if isinstance(output, Tensor):
         return turn(output, -1)
     return type(output)((turn(output[0], -1), *output[1:]))
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
-
-
-def _alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(some) == len(others) and all(_close(one, other) for one, other in zip(some, others, strict=True))

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aicompress.model.equivalence.trace import Call, Seen, watched
+from aicompress.model.equivalence.trace import Call, Seen, alike, changed, watched
 
 TOLERANCE = 1e-4  # of the largest output: what float32 may lose in a block
 
@@ -227,24 +228,12 @@ class Search:
         changes = [(axis, group.inverse(factors, size)) for axis in group.producers]
         with self._changed([*changes, *((axis, factors) for axis in group.consumers)]):
             output = watched(self.block, self.run).output
-        return len(output) == len(self.first.output) and all(
-            one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
-            for one, other in zip(output, self.first.output, strict=True)
-            if other.numel()
-        )
+        return alike(output, self.first.output, TOLERANCE)
 
-    @contextmanager
-    def _changed(self, changes: Sequence[tuple[ChannelAxis, Tensor]]) -> Iterator[None]:
-        """Parameters scaled for a while. The tensors are exchanged, for rows of a large one may share memory."""
-        before = {axis.parameter: self.parameters[axis.parameter].data for axis, _ in changes}
-        try:
-            for axis, factors in changes:
-                parameter = self.parameters[axis.parameter]
-                parameter.data = axis.scaled(parameter.data, factors)
-            yield
-        finally:
-            for name, tensor in before.items():
-                self.parameters[name].data = tensor
+    def _changed(self, changes: Sequence[tuple[ChannelAxis, Tensor]]) -> AbstractContextManager[None]:
+        """Parameters scaled for a while."""
+        scaled = [(axis.parameter, partial(axis.scaled, factors=factors)) for axis, factors in changes]
+        return changed(self.parameters, scaled)
 
 
 def call_axis(parameters: Mapping[str, Tensor], call: Call) -> ChannelAxis:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,3 +113,28 @@ class _Products(TorchFunctionMode):
 
     def _name(self, tensor: Tensor) -> str | None:
         return self._names.get(tensor.untyped_storage().data_ptr())
+
+
+@contextmanager
+def changed(
+    parameters: Mapping[str, Tensor], changes: Iterable[tuple[str, Callable[[Tensor], Tensor]]]
+) -> Iterator[None]:
+    """Parameters with other numbers for a while. The tensors are exchanged, for rows of a table may share memory."""
+    before: dict[str, Tensor] = {}
+    try:
+        for name, change in list(changes):
+            before.setdefault(name, parameters[name].data)
+            parameters[name].data = change(parameters[name].data)
+        yield
+    finally:
+        for name, tensor in before.items():
+            parameters[name].data = tensor
+
+
+def alike(some: Sequence[Tensor], others: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether tensors are the same but for rounding, which is within a part of the largest number."""
+    return len(some) == len(others) and all(
+        one.shape == other.shape and bool((one - other).abs().max() <= tolerance * other.abs().max())
+        for one, other in zip(some, others, strict=True)
+        if other.numel() or one.numel()
+    )
