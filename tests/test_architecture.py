@@ -38,7 +38,7 @@ FLOORS = {
         ("step",),
         ("calibration", "evaluation"),
         ("layerwise", "structured", "channels", "distillation"),
-        ("steps", "inspect", "verify", "export", "packing"),
+        ("steps", "analysis", "inspect", "verify", "export", "packing"),
     ),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
