@@ -152,6 +152,8 @@ def resolved(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any |
     return None
 
 
-def refusal(method: LayerMethod, fields: dict[str, Any], given: Given) -> tuple[str, str | None] | None:
-    """What is said against a layer, as (message, hint); None where the method accepts it."""
-    return resolution(method, fields, info_of(given), lambda: layer_of(method, *given))[1]
+def refusal(
+    method: LayerMethod, fields: dict[str, Any], given: Given, info: LayerInfo
+) -> tuple[str, str | None] | None:
+    """What is said against a layer, of which so much is known, as (message, hint); None where the method accepts it."""
+    return resolution(method, fields, info, lambda: layer_of(method, *given))[1]
