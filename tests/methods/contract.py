@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import annotated_types
@@ -126,34 +125,20 @@ def layer_of(
     )
 
 
-def resolution(
-    method: LayerMethod, fields: dict[str, Any], info: LayerInfo, read: Callable[[], Layer]
-) -> tuple[Any, tuple[str, str | None] | None]:
-    """The config for a layer, and what `check` or an allocation says against it, as (message, hint), or None."""
+def resolved(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any | None:
+    """The config for a layer, or None where `check` or an allocation refuses it: with its name, and a hint."""
     config = method.config(**{"name": method.name, **fields})
-    refused = method.check(info, config)
+    refused = method.check(layer.info, config)
     if refused is None and method.allocates is not None:
         try:
-            (config,) = method.allocates.resolve([Candidate(info, config, read)], 0)
+            (config,) = method.allocates.resolve([Candidate(layer.info, config, lambda: layer)], 0)
         except Refused as error:
-            return config, (error.message, error.hint)
-        assert method.check(info, config) is None, "a resolved config is refused"
-    return config, refused
-
-
-def resolved(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any | None:
-    """The config for a layer, or None where it is refused in words."""
-    config, refused = resolution(method, fields, layer.info, lambda: layer)
+            refused = error.message, error.hint
+        else:
+            assert method.check(layer.info, config) is None, "a resolved config is refused"
     if refused is None:
         return config
     message, hint = refused
     assert layer.info.name in message
     assert hint
     return None
-
-
-def refusal(
-    method: LayerMethod, fields: dict[str, Any], given: Given, info: LayerInfo
-) -> tuple[str, str | None] | None:
-    """What is said against a layer, of which so much is known, as (message, hint); None where the method accepts it."""
-    return resolution(method, fields, info, lambda: layer_of(method, *given))[1]

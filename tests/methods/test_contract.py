@@ -1,8 +1,8 @@
 """What every layer-wise method owes, found by discovery: a new method file is covered without being named here.
 
 A method is tried with its default parameters where they are valid, with the examples of its config, and with every
-choice and both ends of every numeric parameter. What it refuses for a layer is not applied, and it says so in words.
-Which layers a variant is applied to is known when the tests are collected: each test applies all variants of a method.
+choice and both ends of every numeric parameter: each test applies all of these variants. What a method refuses for a
+layer is not applied, and it says so in words (`resolved`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.pipeline.verify import verify
 from aicompress.statistics import InputStats
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
-from tests.methods.contract import LAYERWISE, Given, info_of, layer_of, refusal, resolved, variants
+from tests.methods.contract import LAYERWISE, Given, layer_of, resolved, variants
 from tests.methods.layers import columns_of
 from tests.weights.forms import write_form
 
 SHAPES = ((16, 24), (1, 12), (12, 1), (7, 13), (33, 100), (64, 8))
 MANY = 100  # rounds of a method: so many are asked for on dense layers alone, as an input in another form needs no more
-VARIANTS = [(method, fields) for method in LAYERWISE for fields in variants(method)]
+EACH = [pytest.param(method, id=f"{method.command}-{method.name}") for method in LAYERWISE]
 BRIEF = [pytest.param(method, variants(method)[0], id=f"{method.command}-{method.name}") for method in LAYERWISE]
 
 
@@ -47,38 +47,20 @@ def compressed() -> dict[str, Weight]:
 
 DENSE = {str(shape): Given(shape) for shape in SHAPES}
 COMPRESSED = {form: Given((8, 64), torch.bfloat16, weight) for form, weight in compressed().items()}
-ROWS = {"rows": Given((48, 128), torch.bfloat16)}
-STRIDED = {"strided": Given((8, 64))}
+ROWS, STRIDED = Given((48, 128), torch.bfloat16), Given((8, 64))
 
 
-REFUSALS = [
-    (method, fields, name, given, refusal(method, fields, given, info))
-    for name, given in {**DENSE, **ROWS, **STRIDED, **COMPRESSED}.items()
-    for info in [info_of(given)]
-    for method, fields in VARIANTS
-    if name in DENSE or not any(isinstance(value, int) and value >= MANY for value in fields.values())
-]
-REFUSING = [method for method in LAYERWISE if any(refused for by, *_, refused in REFUSALS if by is method)]
+def brief(method: LayerMethod) -> list[dict[str, Any]]:
+    """The variants of a method that take no long time."""
+    return [v for v in variants(method) if not any(isinstance(value, int) and value >= MANY for value in v.values())]
 
 
-def accepted(layers: dict[str, Given]) -> list[Any]:
-    """Each method with each of these layers, and the variants of it that the method accepts for the layer."""
-    together: dict[str, tuple[LayerMethod, list[dict[str, Any]], Given]] = {}
-    for method, fields, name, given, refused in REFUSALS:
-        if name in layers and refused is None:
-            together.setdefault(f"{method.command}-{method.name}-{name}", (method, [], given))[1].append(fields)
-    return [pytest.param(*case, id=name) for name, case in together.items()]
-
-
-def by_rows(case: Any) -> bool:
-    """Whether a case's method compresses each row on its own, in some variant."""
-    method, tried, _ = case.values
-    return method.row_wise is not None and any(independent(method, fields) for fields in tried)
-
-
-def independent(method: LayerMethod, fields: dict[str, Any]) -> bool:
-    """Whether a variant compresses each row on its own."""
-    return method.row_wise is not None and method.row_wise.independent(method.config(name=method.name, **fields))
+def independent_ones(method: LayerMethod) -> list[dict[str, Any]]:
+    """The variants of a method that compress each row on its own."""
+    apart = method.row_wise
+    if apart is None:
+        return []
+    return [fields for fields in brief(method) if apart.independent(method.config(**{"name": method.name, **fields}))]
 
 
 def tensors_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -86,16 +68,17 @@ def tensors_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return same and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize(("method", "tried", "given"), accepted(DENSE))
-def test_stored_weight(method: LayerMethod, tried: list[dict[str, Any]], given: Given) -> None:
+@pytest.mark.parametrize("given", DENSE.values(), ids=DENSE)
+@pytest.mark.parametrize("method", EACH)
+def test_stored_weight(method: LayerMethod, given: Given) -> None:
     layer = layer_of(method, *given)
-    for fields in tried:
-        check_stored_weight(method, fields, layer)
+    for fields in variants(method):
+        if (config := resolved(method, layer, fields)) is not None:
+            check_stored_weight(method, config, layer)
 
 
-def check_stored_weight(method: LayerMethod, fields: dict[str, Any], layer: Layer) -> None:
+def check_stored_weight(method: LayerMethod, config: Any, layer: Layer) -> None:
     before = layer.weight.clone()
-    config = resolved(method, layer, fields)
     weight = method.apply(layer, config)
     assert weight.shape == layer.info.shape
     dense = weight.dense()
@@ -119,26 +102,25 @@ def check_stored_weight(method: LayerMethod, fields: dict[str, Any], layer: Laye
 
 @pytest.mark.parametrize(("method", "fields"), BRIEF)
 def test_verify_accepts_what_it_writes(method: LayerMethod, fields: dict[str, Any], tmp_path: Path) -> None:
-    for number, given in enumerate((*ROWS.values(), *COMPRESSED.values())):
+    for number, given in enumerate((ROWS, *COMPRESSED.values())):
         layer = layer_of(method, *given)
-        if refusal(method, fields, given, layer.info) is not None:
+        if (config := resolved(method, layer, fields)) is None:
             continue
-        weight = method.stored(layer, method.apply(layer, resolved(method, layer, fields)))
+        weight = method.stored(layer, method.apply(layer, config))
         if not isinstance(weight, Dense):  # a plain tensor needs no description
             write_form(tmp_path / f"{number}.safetensors", weight, weight.tensors())
             assert verify(tmp_path / f"{number}.safetensors").problems == ()
 
 
-@pytest.mark.parametrize(("method", "tried", "given"), list(filter(by_rows, accepted(ROWS))))
-def test_rows_give_what_they_give_in_the_whole(method: LayerMethod, tried: list[dict[str, Any]], given: Given) -> None:
-    layer = layer_of(method, *given)
-    for fields in tried:
-        if independent(method, fields):
-            check_rows_give_what_they_give_in_the_whole(method, fields, layer)
+@pytest.mark.parametrize("method", [case for case in EACH if independent_ones(*case.values)])
+def test_rows_give_what_they_give_in_the_whole(method: LayerMethod) -> None:
+    layer = layer_of(method, *ROWS)
+    for fields in independent_ones(method):
+        if (config := resolved(method, layer, fields)) is not None:
+            check_rows_give_what_they_give_in_the_whole(method, config, layer)
 
 
-def check_rows_give_what_they_give_in_the_whole(method: LayerMethod, fields: dict[str, Any], layer: Layer) -> None:
-    config = resolved(method, layer, fields)
+def check_rows_give_what_they_give_in_the_whole(method: LayerMethod, config: Any, layer: Layer) -> None:
     whole = method.apply(layer, config).dense()
     info = dataclasses.replace(layer.info, shape=(16, 128), tensor_shape=(16, *layer.info.tensor_shape[1:]))
     blocks = [Layer(info, rows, Dense(rows), None, seed=layer.seed) for rows in layer.weight.split(16)]
@@ -241,15 +223,15 @@ def test_all_zero_weight(method: LayerMethod, fields: dict[str, Any]) -> None:
     assert torch.equal(method.apply(layer, config).dense(), torch.zeros(16, 128))
 
 
-@pytest.mark.parametrize(("method", "tried", "given"), accepted(STRIDED))
-def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, tried: list[dict[str, Any]], given: Given) -> None:
-    layer = layer_of(method, *given)
-    for fields in tried:
-        check_a_transposed_view_gives_the_same_bytes(method, fields, layer)
+@pytest.mark.parametrize("method", EACH)
+def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod) -> None:
+    layer = layer_of(method, *STRIDED)
+    for fields in brief(method):
+        if (config := resolved(method, layer, fields)) is not None:
+            check_a_transposed_view_gives_the_same_bytes(method, config, layer)
 
 
-def check_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dict[str, Any], layer: Layer) -> None:
-    config = resolved(method, layer, fields)
+def check_a_transposed_view_gives_the_same_bytes(method: LayerMethod, config: Any, layer: Layer) -> None:
     view = layer.weight.t().contiguous().t()
     assert not view.is_contiguous()
     strided = Layer(layer.info, view, Dense(view), layer.inputs, layer.seed, layer.gradients, layer.movement)
@@ -258,23 +240,16 @@ def check_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: di
     assert found.specs() == expected.specs()
 
 
-@pytest.mark.parametrize(("method", "tried", "given"), accepted(COMPRESSED))
-def test_compressed_input(method: LayerMethod, tried: list[dict[str, Any]], given: Given) -> None:
+@pytest.mark.parametrize("given", COMPRESSED.values(), ids=COMPRESSED)
+@pytest.mark.parametrize("method", EACH)
+def test_compressed_input(method: LayerMethod, given: Given) -> None:
     layer = layer_of(method, *given)
-    for fields in tried:
-        check_compressed_input(method, fields, layer)
+    for fields in brief(method):
+        if (config := resolved(method, layer, fields)) is not None:
+            check_compressed_input(method, config, layer)
 
 
-def check_compressed_input(method: LayerMethod, fields: dict[str, Any], layer: Layer) -> None:
-    config = resolved(method, layer, fields)
+def check_compressed_input(method: LayerMethod, config: Any, layer: Layer) -> None:
     weight = method.apply(layer, config)
     assert weight.specs() == method.outline(layer.info, config).specs()
     assert torch.isfinite(weight.dense()).all()
-
-
-@pytest.mark.parametrize("method", REFUSING, ids=lambda method: f"{method.command}-{method.name}")
-def test_a_refusal_names_the_layer_and_gives_a_hint(method: LayerMethod) -> None:
-    """Of every variant and every layer of this file that do not go together."""
-    for message, hint in (refused for by, *_, refused in REFUSALS if by is method and refused is not None):
-        assert "layers.0.fc" in message
-        assert hint
