@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,12 @@ def shipped() -> Path:
     return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
 
 
+@functools.cache
+def _recipes(folder: Path) -> dict[str, Path]:
+    """The recipe files of a folder by their names in it."""
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+
+
 def find(name: str, command: str | None = None) -> Path:
     """A recipe file by path, or a shipped one by name such as `quantize/rtn-w4`.
 
@@ -233,8 +240,7 @@ def find(name: str, command: str | None = None) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    folder = shipped()
-    known = {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
+    known = _recipes(shipped())
     if name.removesuffix(".yaml") in known:
         return known[name.removesuffix(".yaml")]
     fitting = [recipe for recipe in known if command is None or recipe.startswith(f"{command}/")]
