@@ -24,8 +24,8 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def rel_error(original: Tensor, approximate: Tensor | Weight) -> float:
-    """‖W − Ŵ‖_F / ‖W‖_F; 0 where both are zero, infinity where only W is.
+def rel_error(original: Tensor, approximate: Tensor | Weight) -> float | None:
+    """‖W − Ŵ‖_F / ‖W‖_F; 0 where both are zero, None where only W is.
 
     Args:
         original: any floating tensor.
@@ -43,9 +43,11 @@ def power_sums(rows: Tensor, order: int = 2) -> Tensor:
     return total
 
 
-def relative(error: float, norm: float) -> float:
-    """The relative error of ‖W − Ŵ‖² and ‖W‖²."""
-    return (error / norm) ** 0.5 if norm else (0.0 if error == 0 else float("inf"))
+def relative(error: float, norm: float) -> float | None:
+    """The relative error of ‖W − Ŵ‖² and ‖W‖²; None where there is no such share, since W is zero and Ŵ is not."""
+    if norm or not math.isfinite(error):
+        return (error / norm) ** 0.5 if norm else error
+    return None if error else 0.0
 
 
 def squared_sums(original: Tensor, approximate: Tensor | Weight) -> tuple[float, float]:

@@ -142,13 +142,13 @@ class Rounded:
     compressed: tuple[float, float]
 
     @property
-    def error(self) -> float:
-        """Relative error of the codes."""
+    def error(self) -> float | None:
+        """Relative error of the codes; None where the layer is all zeros and they are not."""
         return relative(*self.codes)
 
     @property
-    def instead_of(self) -> float:
-        """Relative error of the compressed weight."""
+    def instead_of(self) -> float | None:
+        """Relative error of the compressed weight; None as for the codes."""
         return relative(*self.compressed)
 
     @classmethod

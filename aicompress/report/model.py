@@ -29,7 +29,7 @@ class LayerRow:
         form: how it is stored now: dense, low_rank, int_grouped, sparse, ...
         detail: bits, group, rank, sparsity: whatever the method chose.
         bytes_before, bytes_after: on disk.
-        rel_error: ‖W − Ŵ‖_F / ‖W‖_F, None where the shape changed.
+        rel_error: ‖W − Ŵ‖_F / ‖W‖_F, None where the shape changed, or where W is zero and Ŵ is not.
         seconds: time in the method.
         note: why it is as it is, when that is not obvious ("rank 300 would grow it: kept dense").
     """

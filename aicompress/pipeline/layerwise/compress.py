@@ -238,8 +238,8 @@ class Compression:
             row = noted(row, shared_note(job.group, job.info.tensor))
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
 
-    def _rel_error(self, layer: Layer, weight: Weight) -> float:
-        """‖W − Ŵ‖_F / ‖W‖_F in the input's own scale, whatever the layer was rescaled by before it was compressed."""
+    def _rel_error(self, layer: Layer, weight: Weight) -> float | None:
+        """`rel_error` in the input's own scale, whatever the layer was rescaled by before it was compressed."""
         factors = self.checkpoint.factors(layer.info.tensor)
         if factors is None:
             return rel_error(layer.weight, weight)

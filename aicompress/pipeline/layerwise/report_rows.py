@@ -20,6 +20,7 @@ from aicompress.report.plan import PlanRow
 from aicompress.weights import TensorSpec, Weight, outline_nbytes
 
 ROUNDED_NOTE = "less would be lost in no more bytes at"
+ZEROS_NOTE = "it was all zeros and is not now, so its error is no share of it"
 COARSE_NOTE = "too small for float16 scales"
 TURNED_NOTE = "error against the factor as it was turned, and fitted to the other one"
 ROTATED_NOTE = "error against the rotated weight"
@@ -46,7 +47,7 @@ def coarse(rows: Sequence[LayerRow]) -> list[str]:
 
 def rounded_note(rounded: Rounded | None) -> str:
     """Says that rounding a layer would have been the better use of its bytes, where that is so."""
-    if rounded is None or rounded.error >= rounded.instead_of:
+    if rounded is None or rounded.error is None or rounded.instead_of is None or rounded.error >= rounded.instead_of:
         return ""
     return f"{ROUNDED_NOTE} {rounded.bits} bits: error {rounded.error:.2g}, not {rounded.instead_of:.2g}"
 
@@ -72,27 +73,29 @@ def vanished(rows: Sequence[LayerRow]) -> list[str]:
     return [f"all weights of {names[0]}{more} became zero: exclude what is so small, or give it more bits by a rule"]
 
 
-def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: float, seconds: float) -> LayerRow:
+def changed_row(
+    method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: float | None, seconds: float
+) -> LayerRow:
     """A compressed layer.
 
     Args:
         method: what compressed it.
         job: the layer's plan.
         weight: what it became, or the outline of that.
-        error: ‖W − Ŵ‖_F / ‖W‖_F.
+        error: ‖W − Ŵ‖_F / ‖W‖_F; None where W was zero and is not now.
         seconds: in the method.
 
     Raises:
         CompressError: the error is not finite.
     """
     info = job.info
-    if not math.isfinite(error):
+    if error is not None and not math.isfinite(error):
         raise CompressError(
             f"{info.name}: {method.name} gave values that are not finite",
             "its range does not fit the stored dtype: exclude the layer, or choose a wider dtype",
         )
     detail = method.describe(job.config, one_of(weight))
-    note = str(detail.pop("note", ""))
+    note = "; ".join(filter(None, ("" if error is not None else ZEROS_NOTE, str(detail.pop("note", "")))))
     size, form = outline_nbytes(weight), weight.form
     return LayerRow(info.name, info.kind, job.rule, method.name, form, detail, info.nbytes, size, error, seconds, note)
 

@@ -181,6 +181,19 @@ def test_a_base_with_differences_and_its_later_steps(tiny_llama: Path, tmp_path:
     assert ups[0] is ups[1]
 
 
+def test_a_layer_of_zeros_beside_one_that_is_not(tiny_llama: Path, tmp_path: Path) -> None:
+    """What it becomes is no share of nothing: its row says so, and the step goes on."""
+    shutil.copytree(tiny_llama, tmp_path / "in")
+    tensors = load_file(tmp_path / "in" / "model.safetensors")
+    tensors[LAYER(0, "self_attn.v")].zero_()
+    save_file(tensors, tmp_path / "in" / "model.safetensors", metadata={"format": "pt"})
+    report = run(tmp_path / "in", tmp_path / "out", {"name": "base_delta", "keep": 0.8, "whiten": False})
+    require_whole(report, tmp_path / "out")
+    (row,) = [row for row in report.layers if row.rel_error is None]
+    assert row.name == "model.layers.0.self_attn.v_proj"
+    assert row.note.startswith("it was all zeros and is not now")
+
+
 def test_like_layers_become_one(copied: Path, tmp_path: Path) -> None:
     exact = run(copied, tmp_path / "exact", {"name": "tie"})
     near = run(copied, tmp_path / "near", {"name": "tie", "threshold": 0.02})
