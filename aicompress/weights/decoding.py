@@ -108,9 +108,9 @@ def kernels(meta: Meta, tensors: Tensors) -> Kernels:
 
 def composed(chain: Kernels) -> Tensor:
     """The matrix (out, in*prod(k)) of convolutions of which the earlier ones go along the earlier axes."""
-    whole, *others = (kernel.flatten(2) for kernel in chain)
-    for kernel in others:
-        whole = torch.einsum("orq,rip->oipq", kernel, whole).flatten(2)
+    *others, whole = (kernel.flatten(2) for kernel in chain)
+    for kernel in reversed(others):  # for some of the rows, what is between is of these rows only
+        whole = torch.einsum("orq,rip->oipq", whole, kernel).flatten(2)
     return whole.flatten(1)
 
 

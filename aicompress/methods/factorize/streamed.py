@@ -1,6 +1,7 @@
 """The closest factors of a matrix that is read in blocks of rows, several times, and never held.
 
-What is held is the smaller Gram matrix with its eigenvectors, the inner factor, and a block or a panel of blocks. The
+What is held is a block or a panel of blocks, and beside it first the smaller Gram matrix (n, n) with its eigenvectors,
+which are n² + n rank float64, or 2 n² for ranks above n / 3 and for singular values alone, and then the factors. The
 Gram matrix of the columns is added up in one reading. That of the rows of a wide matrix takes the products of all pairs
 of rows: with P panels of `PANEL` weights the matrix is read (P + 1) / 2 times. Few directions of a large matrix are
 found by subspace iteration (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm 4.4): a tall matrix is read
@@ -91,12 +92,12 @@ class Factors:
 
 def squared_singular_values(rows: Rows) -> Tensor:
     """σ² in descending order, (min(out, in),) float64."""
-    ascending: Tensor = torch.linalg.eigvalsh(gram(rows))
+    ascending: Tensor = torch.linalg.eigvalsh(gram(rows), UPLO="U")
     return ascending.flip(0).clamp_min_(0)
 
 
 def gram(rows: Rows) -> Tensor:
-    """The smaller of W Wᵀ and Wᵀ W, in float64."""
+    """The smaller of W Wᵀ and Wᵀ W, in float64; of W Wᵀ the upper triangle."""
     if len(rows.blocks) == 1:
         return decomposition.gram(rows.blocks[0]())
     side = min(rows.shape)
@@ -108,7 +109,7 @@ def gram(rows: Rows) -> Tensor:
     first, start = 0, 0
     while first < len(rows.blocks):
         first, start = _fill_panel(total, rows, first, start)
-    return total.triu_().add_(total.triu(1).t())
+    return total
 
 
 def _add_in_pieces(total: Tensor, block: Tensor) -> None:
@@ -133,11 +134,11 @@ def _fill_panel(total: Tensor, rows: Rows, first: int, start: int) -> tuple[int,
     after = min(count, first + max(1, PANEL * count // (rows.shape[0] * rows.shape[1])))
     panel = torch.cat([read() for read in rows.blocks[first:after]]).double()
     own = slice(start, start + len(panel))
-    total[own, own] = panel @ panel.t()
+    torch.mm(panel, panel.t(), out=total[own, own])
     place = own.stop
     for read in rows.blocks[after:]:
         block = read().double()
-        total[own, place : place + len(block)] = panel @ block.t()
+        torch.mm(panel, block.t(), out=total[own, place : place + len(block)])
         place += len(block)
     return after, own.stop
 
@@ -148,8 +149,8 @@ def factors(rows: Rows, rank: int, seed: int = 0) -> Factors:
         return _few_of_tall(rows, rank, seed) if rows.tall else _few_of_wide(rows, rank, seed)
     root, inverse = directions(gram(rows), rank)
     if rows.tall:
-        return Factors(root.t().float(), right=inverse.float())
-    out, inner = root.float(), rows.projected(inverse.float())
+        return Factors(root, right=inverse.t())
+    out, inner = root.t(), rows.projected(inverse.t())
     return Factors(inner, out=[out[place] for place in rows.places])
 
 
@@ -165,8 +166,7 @@ def _few_of_tall(rows: Rows, rank: int, seed: int) -> Factors:
     for _, block in rows.each():
         add_gram(small, (block @ basis).double())
     root, inverse = directions(small, rank)
-    whole = basis.double()
-    return Factors((whole @ root).t().float(), right=(whole @ inverse).float())
+    return Factors(root @ basis.t(), right=basis @ inverse.t())
 
 
 def _few_of_wide(rows: Rows, rank: int, seed: int) -> Factors:

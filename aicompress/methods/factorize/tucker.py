@@ -5,25 +5,32 @@ arXiv:1511.06530, section 3.1, with the decomposition of De Lathauwer, De Moor a
 and rank-(R1, ..., RN) approximation of higher-order tensors" (HOOI): W[o, i, k] ≈ Σ_{r,s} A[o, r] C[r, s, k] B[i, s]. A
 and B have orthonormal columns, and start as the leading left singular vectors of W's unfoldings along o and i (HOSVD);
 each sweep takes A of W projected on B, then B of W projected on A. ‖W − Ŵ‖² = ‖W‖² − ‖C‖², which no sweep makes larger.
+
+W is read in blocks of output channels, about twice a sweep, and never held: beside a block are the factors in float64,
+the Gram matrix (I, I), the smaller one of W projected on B, and what `streamed.PANEL` says of a projection.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
+from torch.nn import functional
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate
+from aicompress.methods.capabilities import Candidate, RowWise
 from aicompress.methods.decisions import Allocates
-from aicompress.methods.factorize import svd
+from aicompress.methods.factorize import streamed, svd
 from aicompress.methods.factorize.budget import sizes
 from aicompress.methods.factorize.budget.sizes import energy_rank
+from aicompress.methods.factorize.decomposition import add_gram, leading
+from aicompress.methods.factorize.streamed import Rows
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Convolutions, Dense, Weight, outline_nbytes
@@ -88,19 +95,72 @@ def _sizes(info: LayerInfo) -> tuple[int, int, int]:
     return out, channels, math.prod(kernel)
 
 
-def factors(weight: Tensor, ranks: Ranks, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A (O, r), C (r, s, k) and B (I, s) of a weight (O, I, k) in float64."""
-    outer, inner = _leading(weight.flatten(1), ranks[0]), _leading(weight.transpose(0, 1).flatten(1), ranks[1])
+class TuckerBlockConfig(TuckerConfig):
+    """Parameters for some output channels of a layer, with what all of them gave.
+
+    Attributes:
+        inner: B, (I, s) float64.
+        core: C, (r, s k) float64.
+        outer: A of these output channels, (o, r) float64.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    inner: Tensor
+    core: Tensor
+    outer: Tensor
+
+
+def factors(rows: Rows, channels: int, ranks: Ranks, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A (O, r), C (r, s k) and B (I, s) of a weight (O, I k) in float64, read in blocks of output channels."""
+    outer = None if sweeps else _leading_left(rows, ranks[0])
+    inner = _leading(_inner_gram(rows, channels), ranks[1])
     for _ in range(sweeps):
-        outer = _leading(torch.einsum("oik,is->osk", weight, inner).flatten(1), ranks[0])
-        inner = _leading(torch.einsum("oik,or->irk", weight, outer).flatten(1), ranks[1])
-    return outer, torch.einsum("oik,or,is->rsk", weight, outer, inner), inner
+        outer = _leading_left(_projected(rows, inner), ranks[0])
+        inner = _leading(_inner_gram(rows, channels, outer), ranks[1])
+    assert outer is not None
+    return outer, _projected(rows, inner).projected(outer), inner
 
 
-def _leading(unfolded: Tensor, rank: int) -> Tensor:
+def _projected(rows: Rows, inner: Tensor) -> Rows:
+    """W projected on B, (O, s k), in the blocks of W."""
+    channels, rank = inner.shape
+    columns = rank * rows.shape[1] // channels
+
+    def block(read: Callable[[], Tensor]) -> Tensor:
+        return torch.einsum("oik,is->osk", _by_channels(read(), channels), inner).flatten(1)
+
+    return Rows((rows.shape[0], columns), [partial(block, read) for read in rows.blocks])
+
+
+def _by_channels(block: Tensor, channels: int) -> Tensor:
+    """(o, I k) as (o, I, k)."""
+    return block.reshape(len(block), channels, -1)
+
+
+def _inner_gram(rows: Rows, channels: int, outer: Tensor | None = None) -> Tensor:
+    """The Gram matrix (I, I) of the input channels of W, or of W projected on A; a panel of that is made at a time."""
+    total = torch.zeros(channels, channels, dtype=torch.float64)
+    panel = max(1, streamed.PANEL // rows.shape[1])
+    projected = () if outer is None else (rows.projected(part) for part in torch.split(outer, panel, dim=1))
+    for block in (each for _, each in rows.each()) if outer is None else projected:
+        add_gram(total, _by_channels(block, channels).transpose(1, 2).flatten(0, 1))
+    return total
+
+
+def _leading(gram: Tensor, rank: int) -> Tensor:
+    """The leading eigenvectors of a Gram matrix (n, n), which is used up: (n, rank), orthonormal columns."""
+    return leading(gram, rank)[1].flip(0).t()
+
+
+def _leading_left(rows: Rows, rank: int) -> Tensor:
     """The leading left singular vectors of a matrix (n, m): (n, rank), orthonormal columns."""
-    vectors: Tensor = torch.linalg.eigh(unfolded @ unfolded.t()).eigenvectors
-    return vectors[:, -rank:].flip(1)
+    vectors = _leading(streamed.gram(rows), rank)
+    if not rows.tall:
+        return vectors
+    images = rows.times(vectors)
+    basis: Tensor = torch.linalg.qr(functional.pad(images, (0, rank - images.shape[1]))).Q
+    return basis  # beyond the rank of the matrix its directions are any
 
 
 def apply(layer: Layer, config: TuckerConfig) -> Weight:
@@ -108,11 +168,34 @@ def apply(layer: Layer, config: TuckerConfig) -> Weight:
     planned = outline(layer.info, config)
     if not isinstance(planned, Convolutions):
         return sizes.kept_dense(layer)
-    ranks, dtype = (planned.channels[1], planned.channels[0]), sizes.factor_dtype(layer.info)
-    weight = layer.weight.double().reshape(_sizes(layer.info))
-    outer, core, inner = factors(weight, ranks, config.sweeps)
-    matrices = [Dense(part.to(dtype).contiguous()) for part in (inner.t(), outer, core.flatten(1))]
+    if not isinstance(config, TuckerBlockConfig):
+        (config,) = divided(layer.info, [lambda: layer], config)
+    assert isinstance(config, TuckerBlockConfig)
+    dtype = sizes.factor_dtype(layer.info)
+    matrices = [Dense(part.to(dtype).contiguous()) for part in (config.inner.t(), config.outer, config.core)]
     return Convolutions(planned.kernels, *matrices)
+
+
+def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: TuckerConfig) -> list[TuckerConfig]:
+    """A config for each block of output channels, with what all of them gave."""
+    planned = outline(info, config)
+    if not isinstance(planned, Convolutions):
+        return [config] * len(blocks)
+    ranks, rows = (planned.channels[1], planned.channels[0]), _rows(info, blocks)
+    outer, core, inner = factors(rows, info.tensor_shape[1], ranks, config.sweeps)
+    return [
+        TuckerBlockConfig.model_construct(**dict(config), inner=inner, core=core, outer=outer[place])
+        for place in rows.places
+    ]
+
+
+def _rows(info: LayerInfo, blocks: Sequence[Callable[[], Layer]]) -> Rows:
+    """W (O, I k) in blocks of output channels, float64."""
+    return Rows(info.shape, [partial(_weight, read) for read in blocks])
+
+
+def _weight(read: Callable[[], Layer]) -> Tensor:
+    return read().weight.double()
 
 
 def outline(info: LayerInfo, config: TuckerConfig) -> Weight:
@@ -124,6 +207,8 @@ def outline(info: LayerInfo, config: TuckerConfig) -> Weight:
     dense = Dense.outline(info.shape, info.dtype)
     if not suits(info):
         return dense
+    if isinstance(config, TuckerBlockConfig):
+        return _outline(info, (config.core.shape[0], config.inner.shape[1]))
     ranks = ranks_of(info, config)
     if ranks is None:
         raise RecipeError(f"{info.name}: its ranks are not decided", "energy needs the layer's values")
@@ -151,7 +236,7 @@ def check(info: LayerInfo, config: TuckerConfig) -> tuple[str, str] | None:
 
 
 def resolve(candidates: Sequence[Candidate[TuckerConfig]], other_bytes: int) -> list[TuckerConfig]:
-    """Turn `energy` into the channels of every layer; each layer is read once."""
+    """Turn `energy` into the channels of every layer, which is read."""
     return [_decided(candidate) if suits(candidate.info) else candidate.config for candidate in candidates]
 
 
@@ -164,10 +249,9 @@ def _decided(candidate: Candidate[TuckerConfig]) -> TuckerConfig:
     info, config = candidate.info, candidate.config
     if config.energy is None:
         return config
-    weight = candidate.read().weight.double().reshape(_sizes(info))
-    unfolded = (weight.flatten(1), weight.transpose(0, 1).flatten(1))
-    squares = (torch.linalg.eigvalsh(side @ side.t()).flip(0).clamp_min(0) for side in unfolded)
-    out, inner = (energy_rank(side, config.energy) for side in squares)
+    rows = _rows(info, candidate.parts)
+    inputs: Tensor = torch.linalg.eigvalsh(_inner_gram(rows, info.tensor_shape[1])).flip(0).clamp_min_(0)
+    out, inner = (energy_rank(each, config.energy) for each in (streamed.squared_singular_values(rows), inputs))
     decided = config.model_copy(update={"energy": None, "rank": out, "in_rank": inner})
     problem = check(info, decided)
     if problem is not None:
@@ -190,6 +274,7 @@ METHOD = LayerMethod(
     config=TuckerConfig,
     apply=apply,
     outline=outline,
+    row_wise=RowWise(lambda config: True, divided=divided, exact=False),
     check=check,
     allocates=Allocates(resolve),
     describe=describe,

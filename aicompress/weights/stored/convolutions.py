@@ -13,6 +13,7 @@ from torch import Tensor
 from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Kernels, Meta, composed, convolutions
 from aicompress.weights.form import Nested, Weight, nest, restore, unnest
+from aicompress.weights.stored.dense import Dense
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class Convolutions(Weight):
         if any(matrix.is_meta for matrix in matrices.values()):
             return torch.empty(self.shape, dtype=torch.float32, device="meta")
         return composed(convolution_kernels(self.meta(), matrices))
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.with_parts({"out": Dense(self.out.rows(start, stop))}).dense()
 
     def numbers(self) -> int:
         return sum(part.numbers() for part in self.parts().values())

@@ -214,3 +214,16 @@ def test_few_directions_of_a_large_matrix_are_nearly_the_best(
     assert not apply(layer_of(torch.zeros(shape)), config).dense().any()
     exact = apply(layer, SvdConfig(rank=17))  # more than a sixteenth of the side
     assert squared_error(layer, exact) == pytest.approx(float(squares[17:].sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [5, 30], ids=["some", "many"])
+def test_directions_are_found_in_the_gram_matrix_itself(rank: int) -> None:
+    """Its upper triangle is read, and no copy of it is worked on."""
+    whole = decomposition.gram(randn(90, 40))
+    values, vectors = torch.linalg.eigh(whole)
+    upper = torch.where(torch.ones(40, 40).triu() > 0, whole, torch.nan)
+    held = upper.clone()
+    found, rows = decomposition.leading(upper, rank)
+    torch.testing.assert_close(found, values[-rank:])
+    torch.testing.assert_close((rows @ vectors[:, -rank:]).abs(), torch.eye(rank, dtype=torch.float64))
+    assert not torch.equal(upper.nan_to_num(), held.nan_to_num())

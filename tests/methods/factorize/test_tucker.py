@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.methods.factorize import svd
+from aicompress.methods.factorize.streamed import Rows
 from aicompress.methods.factorize.svd import SvdConfig
 from aicompress.methods.factorize.tucker import METHOD, TuckerConfig, apply, factors, outline, ranks_of, resolve
 from aicompress.weights import Convolutions, Dense, outline_nbytes
@@ -46,10 +47,10 @@ def test_the_squared_error_is_what_the_core_lacks(shape: tuple[int, ...], ranks:
 
 def test_sweeps_lose_less_than_the_first_choice() -> None:
     weight = randn(16, 12, 9).double()
-    lost = []
+    rows, lost = Rows((16, 108), [lambda: weight[:10].flatten(1), lambda: weight[10:].flatten(1)]), list[float]()
     for sweeps in range(4):
-        outer, core, inner = factors(weight, (4, 3), sweeps)
-        lost.append(float((weight - torch.einsum("rsk,or,is->oik", core, outer, inner)).square().sum()))
+        outer, core, inner = factors(rows, 12, (4, 3), sweeps)
+        lost.append(float((weight - torch.einsum("rsk,or,is->oik", core.view(4, 3, 9), outer, inner)).square().sum()))
     assert lost == sorted(lost, reverse=True)
     assert lost[3] < 0.995 * lost[0]
 

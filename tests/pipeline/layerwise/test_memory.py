@@ -35,6 +35,7 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("factorize", {"name": "svd", "rank": 8}, ""),
     ("factorize", {"name": "svd", "energy": 0.3}, ""),
     ("factorize", {"name": "spatial", "rank": 8}, "-conv"),
+    ("factorize", {"name": "tucker", "rank": 8, "sweeps": 1}, "-conv"),
     ("factorize", {"name": "tie"}, "-twice"),
     ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-gptq"),
     ("prune", {"name": "magnitude", "sparsity": 0.5}, "-fp8"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -485,15 +486,17 @@ def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> 
 
 
 def test_the_plan_says_what_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tucker's directions go across the rows of a kernel; layers within a block do not count."""
+    """Layers that share a matrix are read together; layers within a block do not count."""
     monkeypatch.setattr(reading, "BLOCK", 1 << 12)
-    tensors = {"fc.weight": torch.randn(32, 24, 3, 3), "small.weight": torch.randn(8, 8, 3, 3)}
+    shapes = {"fc": (96, 72), "small": (8, 8)}
+    tensors = {f"layers.{n}.{name}.weight": torch.randn(shape) for n in range(2) for name, shape in shapes.items()}
     save_file(tensors, tmp_path / "in.safetensors")
     told = {}
-    for name in ("tucker", "svd"):
-        made, out = load(f"factorize/{name}-keep", "factorize"), Destination(tmp_path / "out.safetensors")
+    for method in ({"name": "base_delta", "keep": 0.8, "whiten": False}, {"name": "svd", "keep": 0.5}):
+        (tmp_path / "recipe.yaml").write_text(json.dumps({"version": 1, "method": method}))
+        made, out = load(tmp_path / "recipe.yaml", "factorize"), Destination(tmp_path / "out.safetensors")
         plan = planner.make_plan(tmp_path / "in.safetensors", out, made, "factorize")
-        told[name] = [note for note in plan.notes if "whole" in note]
+        told[method["name"]] = [note for note in plan.notes if "whole" in note]
     assert told["svd"] == []
-    (note,) = told["tucker"]
-    assert note.startswith("tucker reads matrices whole: fc takes 27,648 bytes of memory")
+    (note,) = told["base_delta"]
+    assert note.startswith("base_delta reads matrices whole: layers.0.fc takes 27,648 bytes of memory")

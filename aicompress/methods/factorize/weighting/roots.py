@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from aicompress.methods.factorize.decomposition import squared_singular_values
+from aicompress.methods.factorize.decomposition import leading, squared_singular_values
 
 EMPTY = 1e-12  # of the largest eigenvalue: a direction below it counts as one that nothing comes from
 
@@ -118,7 +118,7 @@ class Weighting:
         product = self.of(weight)
         tall = product.shape[0] >= product.shape[1]
         gram = product.t() @ product if tall else product @ product.t()
-        basis = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)  # (min(out, in), rank), orthonormal columns
+        basis = leading(gram, rank)[1].flip(0).t()  # (min(out, in), rank), orthonormal columns
         out, inner = (product @ basis, basis.t()) if tall else (basis, basis.t() @ product)
         inner = self.inputs.undone(inner)
         out = out if self.outputs is None else self.outputs.undone(out.t()).t()
