@@ -24,6 +24,7 @@ from aicompress.recipe import (
     validated,
     with_overrides,
 )
+from aicompress.recipe.section import optional
 from aicompress.recipe.student import Rounds, StudentShape
 
 
@@ -33,12 +34,10 @@ class Training(Section):
     steps: int = Field(500, ge=1, description="optimizer steps")
     batch: int = Field(32, ge=1, description="samples in a step, over all processes")
     accumulate: int = Field(1, ge=1, description="parts that a step's batch is computed in, to save memory")
-    batch_tokens: int | None = Field(
-        None,
-        ge=1,
-        exclude_if=lambda batch_tokens: batch_tokens is None,  # recipes from before it was there keep their digests
-        description="tokens in a step at most, padding counted; a step then takes as many samples of like length as "
+    batch_tokens: int | None = optional(
+        "tokens in a step at most, padding counted; a step then takes as many samples of like length as "
         "fit, and `batch` is that of the held-out ones",
+        ge=1,
     )
     activation_checkpointing: bool = Field(
         False,
@@ -60,12 +59,10 @@ class Training(Section):
         "auto", description="of forward and backward passes; weights stay fp32. auto: bf16 where the processor has it"
     )
     evaluate_every: int = Field(100, ge=1, description="steps between measurements of the held-out loss")
-    patience: int | None = Field(
-        None,
-        ge=1,
-        exclude_if=lambda patience: patience is None,  # recipes from before it was there keep their digests
-        description="training ends after so many measurements of the held-out loss in a row that are no better than "
+    patience: int | None = optional(
+        "training ends after so many measurements of the held-out loss in a row that are no better than "
         "the best; none takes all steps",
+        ge=1,
     )
     held_out: float = Field(0.05, gt=0, lt=1, description="share of the samples that is never trained on")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept")
@@ -129,26 +126,18 @@ class DistillRecipe(StoredCodes):
         exclude_if=lambda mode: mode == full.Config(),  # recipes from before it was there keep their digests
         description="what of the student moves, by the name of a mode or as its parameters",
     )
-    student: StudentShape | None = Field(
-        None,
-        exclude_if=lambda student: student is None,  # recipes from before it was there keep their digests
-        description="make the student out of IN, which is the teacher where no other one is given",
+    student: StudentShape | None = optional(
+        "make the student out of IN, which is the teacher where no other one is given"
     )
-    iterate: Rounds | None = Field(
-        None,
-        exclude_if=lambda rounds: rounds is None,  # recipes from before it was there keep their digests
-        description="prune and train in turn: [0.3, 0.5, 0.7] are the shares of zeros after each round; `training` is "
-        "that of each round. IN is the teacher where no other one is given",
+    iterate: Rounds | None = optional(
+        "prune and train in turn: [0.3, 0.5, 0.7] are the shares of zeros after each round; `training` is "
+        "that of each round. IN is the teacher where no other one is given"
     )
-    mean_teacher: MeanTeacher | None = Field(
-        None,
-        exclude_if=lambda teacher: teacher is None,
-        description="learn from true labels, and from the average of the student itself: there is no other teacher",
+    mean_teacher: MeanTeacher | None = optional(
+        "learn from true labels, and from the average of the student itself: there is no other teacher"
     )
-    signals: Signals | None = Field(
-        None,
-        exclude_if=lambda signals: signals is None,
-        description="how --cache-teacher stores the teacher's logits; none means the 64 most likely classes",
+    signals: Signals | None = optional(
+        "how --cache-teacher stores the teacher's logits; none means the 64 most likely classes"
     )
     model: Model | None = None
     data: Data

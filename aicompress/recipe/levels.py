@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from aicompress.layer import LayerInfo
-from aicompress.recipe.section import UNNAMED, Section
+from aicompress.recipe.section import UNNAMED, Section, optional
 from aicompress.selection import from_the_start, in_levels, matches
 
 
@@ -25,16 +25,8 @@ class MethodFields(Section):
 class Level(MethodFields):
     """Method fields for the layers of a span of depths or of a pattern; a budget among them is the level's own."""
 
-    layers: str | None = Field(
-        None,
-        exclude_if=lambda layers: layers is None,
-        description='depths, counted from 0, or from -1 at the end: "0-1", "0-1,10-11", "-2--1"',
-    )
-    match: str | None = Field(
-        None,
-        exclude_if=lambda match: match is None,  # recipes from before it was there keep their digests
-        description="an exact name, a glob or a re: pattern",
-    )
+    layers: str | None = optional('depths, counted from 0, or from -1 at the end: "0-1", "0-1,10-11", "-2--1"')
+    match: str | None = optional("an exact name, a glob or a re: pattern")
     skip: bool = False
 
     @field_validator("layers", mode="before")

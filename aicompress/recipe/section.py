@@ -22,6 +22,11 @@ SHARES = ("sparsity", "keep", "energy", "share")
 RecipePart = TypeVar("RecipePart", bound=BaseModel)
 
 
+def optional(description: str, **bounds: Any) -> Any:
+    """A field that is recorded only where it is given: recipes from before there was one keep their digests."""
+    return Field(None, exclude_if=lambda value: value is None, description=description, **bounds)
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
@@ -53,11 +58,9 @@ class Model(Section):
 class StoredCodes(WholeRecipe):
     """A recipe whose output may hold codes, and how it stores them."""
 
-    storage: Literal["fixed", "entropy"] | None = Field(
-        None,
-        exclude_if=lambda storage: storage is None,  # recipes from before it was there keep their digests
-        description="codes, indices and masks. fixed: of a fixed width; entropy: entropy-coded; where it is not given, "
-        "as the input has them",
+    storage: Literal["fixed", "entropy"] | None = optional(
+        "codes, indices and masks. fixed: of a fixed width; entropy: entropy-coded; where it is not given, "
+        "as the input has them"
     )
 
 

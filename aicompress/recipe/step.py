@@ -17,7 +17,7 @@ from aicompress.methods.method import Method
 from aicompress.methods.structural import StructuralMethod
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides, with_text
 from aicompress.recipe.levels import Level, Levels, MeasuredLevels, MethodFields
-from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, optional, validated
 from aicompress.selection import matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
@@ -45,12 +45,10 @@ class Rule(MethodFields):
 class Calibration(Data):
     """Samples that run through the model so that a method sees its layers' inputs: of a source, drawn, or both."""
 
-    drawn: int | None = Field(
-        None,
-        ge=1,
-        exclude_if=lambda drawn: drawn is None,  # recipes from before it was there keep their digests
-        description="samples of `length` tokens that are drawn from the tokenizer's vocabulary, without data; beside a "
+    drawn: int | None = optional(
+        "samples of `length` tokens that are drawn from the tokenizer's vocabulary, without data; beside a "
         "source they count as much as its samples do",
+        ge=1,
     )
 
     precision: Literal["auto", "float32"] = Field(
@@ -131,10 +129,8 @@ class Recipe(StoredCodes):
     levels: Levels = ()
     model: Model | None = None
     calibration: Calibration | None = None
-    held_out: Data | None = Field(
-        None,
-        exclude_if=lambda data: data is None,  # recipes from before it was there keep their digests
-        description="texts beside those of calibration, of which the report says how many need a dropped token",
+    held_out: Data | None = optional(
+        "texts beside those of calibration, of which the report says how many need a dropped token"
     )
     effort: Effort | None = Field(None, description="preset of the method's fields and of tune; fields beside it win")
     tune: Tune | None = None

@@ -18,7 +18,7 @@ from aicompress.methods.prune.depth import DepthConfig
 from aicompress.methods.prune.heads import HeadsConfig
 from aicompress.methods.prune.hidden import HiddenConfig
 from aicompress.methods.prune.width import WidthConfig
-from aicompress.recipe.section import ReportFiles, Section, validated
+from aicompress.recipe.section import ReportFiles, Section, optional, validated
 from aicompress.recipe.step import Calibration, Recipe
 
 SAMPLES = 128  # of the data that decide which units stay
@@ -40,11 +40,9 @@ Blocks = Annotated[int | float | tuple[int, ...], BeforeValidator(_blocks)]
 class StudentShape(Section):
     """The student: what stays of IN, cut by the methods of prune one after the other, or a configuration of its own."""
 
-    config: str | None = Field(
-        None,
-        exclude_if=lambda config: config is None,  # recipes from before it was there keep their digests
-        description="config.json of the student, or its folder: a model of IN's tokenizer and task; what IN has of the "
-        "same name and shape is copied, the rest is drawn. Alone, without what stays",
+    config: str | None = optional(
+        "config.json of the student, or its folder: a model of IN's tokenizer and task; what IN has of the "
+        "same name and shape is copied, the rest is drawn. Alone, without what stays"
     )
 
     layers: Blocks | None = Field(
