@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from aicompress import load
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import locate
-from aicompress.cli.reading import show_verification
+from aicompress.cli.verbs.verify import command as show_verification
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.pipeline.inspect import inspect
 from aicompress.pipeline.verify import report_file, verify
