@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,30 +61,6 @@ class TuningSchedule:
     rate: float
     scale_rate: float
     factor_rate: float = 0.01
-
-
-class Moving(Protocol):
-    """What moves of a layer."""
-
-    layer: TunableLayer
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        """All that moves; gradients of the parameter reach these."""
-
-    def dense(self) -> Tensor:
-        """The parameter, differentiable."""
-
-    def move(self, pace: TuningSchedule, left: float) -> None:
-        """A step by the gradients that are there, which are gone afterwards.
-
-        Args:
-            pace: how far.
-            left: share of the steps that are left.
-        """
-
-    def stored(self) -> Weight:
-        """The weight as it is stored."""
 
 
 class _Decoded(torch.autograd.Function):
@@ -237,6 +213,11 @@ class _Relaxed:
         """Codes, and numbers in the dtypes that they are stored in."""
         whole = self.start.tensors()
         return settled(self.start, {suffix: t.detach().to(whole[suffix].dtype) for suffix, t in self.moved.items()})
+
+
+# What moves of a layer. Gradients of its parameter, which `dense` gives, reach `tensors`; `move` takes a step by them,
+# with so much of the steps left, and `stored` gives the weight.
+Moving: TypeAlias = _Latent | _Numbers | _Relaxed
 
 
 def moving(layers: Sequence[TunableLayer], pace: TuningSchedule) -> list[Moving]:

@@ -20,7 +20,7 @@ from aicompress.errors import CompressError, Refused, first_line
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.request import StepInput, module_of
 from aicompress.pipeline.step.models.running_model import example
-from aicompress.pipeline.step.workers import Alone
+from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe import Recipe
 
 SAMPLES, LENGTH, TOKENS = 2, 16, 64  # of the inputs on which a model is tried
@@ -66,4 +66,4 @@ def _batch(checkpoint: Checkpoint, recipe: Recipe, model: Any) -> Mapping[str, T
         hint = "give the recipe a calibration: section"
         raise Refused(f"{checkpoint.path}: nothing says what inputs the model takes", hint)
     few = recipe.calibration.at_most(SAMPLES, LENGTH)
-    return calibration_inputs(checkpoint, model, few, recipe.seed, Alone()).batches[0]
+    return calibration_inputs(checkpoint, model, few, recipe.seed, Processes()).batches[0]

@@ -4,65 +4,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Processes(Protocol):
-    """The processes that train or calibrate as one.
+class Processes:
+    """The processes that train or calibrate as one: here this one alone.
 
     Attributes:
         rank: number of this process; 0 writes.
         size: how many there are.
     """
 
-    rank: int
-    size: int
+    rank: int = 0
+    size: int = 1
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all processes."""
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
+        return tensor
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, by rank; values are small Python objects."""
+        return [value]
 
     def send(self, tensor: Tensor) -> Tensor:
         """The first process's tensor; the others give one of its shape and dtype."""
+        return tensor
 
     def wait(self) -> None:
         """Until all processes are here."""
 
 
-class Alone:
-    """A single process."""
-
-    rank = 0
-    size = 1
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Nothing to do."""
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
-        return tensor
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value itself."""
-        return [value]
-
-    def send(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
-        return tensor
-
-    def wait(self) -> None:
-        """Nobody to wait for."""
-
-
-class Ranks:
+class Ranks(Processes):
     """The processes of a torchrun, connected by Accelerate."""
 
     def __init__(self, device: torch.device) -> None:
@@ -103,7 +81,7 @@ class Ranks:
 
 def processes(device: torch.device) -> Processes:
     """The ranks that torchrun started, or this process alone."""
-    return Ranks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    return Ranks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Processes()
 
 
 def is_first() -> bool:

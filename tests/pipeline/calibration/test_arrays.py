@@ -16,7 +16,7 @@ from aicompress.errors import CompressError, Problems
 from aicompress.model.loading.load import build
 from aicompress.pipeline.calibration.arguments import argument_problems
 from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.step.workers import Alone
+from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe import Calibration
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import GPTQ, planned, run, write_recipe
@@ -80,7 +80,7 @@ def test_several_inputs_run_together(clip: Path, tmp_path: Path) -> None:
     assert {row.name.partition(".")[0] for row in report.layers if row.method != "-"} >= {"text_model", "vision_model"}
     checkpoint = Checkpoint.open(clip)
     calibration = Calibration(**{**data, "samples": 3})
-    (batch,) = calibration_inputs(checkpoint, build(checkpoint), calibration, 0, Alone()).batches
+    (batch,) = calibration_inputs(checkpoint, build(checkpoint), calibration, 0, Processes()).batches
     assert {name: (each.dtype, len(each)) for name, each in batch.items()} == {
         "input_ids": (torch.int64, 3),
         "attention_mask": (torch.int64, 3),

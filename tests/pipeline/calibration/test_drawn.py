@@ -15,7 +15,7 @@ from aicompress.model.loading.load import build
 from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.data import calibration_inputs, samples
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.step.workers import Alone
+from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import Calibration, Recipe, Select
 from tests.methods.contract import LAYERWISE, variants
@@ -57,14 +57,14 @@ def test_both_kinds_count_as_much_however_many_there_are(tiny_llama: Path, tiny_
         checkpoint = Checkpoint.open(path)
         model = build(checkpoint)
         data = Calibration(text=str(text_file), samples=3, drawn=9, length=16)
-        inputs = calibration_inputs(checkpoint, model, data, 0, Alone(), most=3)
+        inputs = calibration_inputs(checkpoint, model, data, 0, Processes(), most=3)
         assert [source.kind for source in inputs.sources] == ["text", "drawn"]
         assert len(inputs.batches) == len(inputs.weights) == 4
         masks = [batch.get("attention_mask", batch["input_ids"] >= 0).sum().item() for batch in inputs.batches]
         mass = [count * weight for count, weight in zip(masks, inputs.weights, strict=True)]
         assert mass[0] == pytest.approx(sum(mass[1:]))
         assert sum(mass) == pytest.approx(sum(masks))
-        own = samples(checkpoint, model, data, 0, Alone())
+        own = samples(checkpoint, model, data, 0, Processes())
         assert sum(sample.weight for sample in own) == pytest.approx(len(own)) == 12
         assert sum(sample.weight for sample in own[:3]) == pytest.approx(6)
 
@@ -72,9 +72,9 @@ def test_both_kinds_count_as_much_however_many_there_are(tiny_llama: Path, tiny_
 def test_a_source_alone_weighs_as_it_did(tiny_llama: Path, text_file: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     data = Calibration(text=str(text_file), samples=3, length=16)
-    inputs = calibration_inputs(checkpoint, build(checkpoint), data, 0, Alone())
+    inputs = calibration_inputs(checkpoint, build(checkpoint), data, 0, Processes())
     assert inputs.weights == ()
-    assert {sample.weight for sample in samples(checkpoint, build(checkpoint), data, 0, Alone())} == {1.0}
+    assert {sample.weight for sample in samples(checkpoint, build(checkpoint), data, 0, Processes())} == {1.0}
     assert not {"drawn", "bos"} & data.model_dump().keys()  # recipes keep their digests
 
 

@@ -19,7 +19,7 @@ from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics,
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import SurveyResult
-from aicompress.pipeline.step.workers import Alone
+from aicompress.pipeline.step.workers import Processes
 from aicompress.statistics import GradientStats, InputStats
 
 
@@ -103,7 +103,7 @@ def by_outputs(blocks: BlockLayers, progress: Progress) -> SurveyResult:
     checkpoint, recipe = blocks.step.checkpoint, blocks.step.recipe
     assert recipe.calibration is not None
     model = module_of(blocks.step)
-    inputs = calibration_inputs(checkpoint, model, measured_part(recipe.calibration), recipe.seed, Alone())
+    inputs = calibration_inputs(checkpoint, model, measured_part(recipe.calibration), recipe.seed, Processes())
     with probe_of(checkpoint, module_of(blocks.step), inputs) as probe:
 
         def loss(changes: Mapping[str, Tensor]) -> float:

@@ -20,7 +20,7 @@ from aicompress.pipeline.layerwise.allocation.width_trial import dense
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.step.workers import Alone
+from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import Weight
 
 
@@ -104,7 +104,7 @@ def tried(
     assert plan.recipe.calibration is not None
     data = measured_part(plan.recipe.calibration)
     model = module_of(plan)
-    inputs = calibration_inputs(plan.checkpoint, model, data, plan.recipe.seed, Alone())
+    inputs = calibration_inputs(plan.checkpoint, model, data, plan.recipe.seed, Processes())
     with probe_of(plan.checkpoint, model, inputs) as probe:
         if not probe.divergence:
             raise RecipeError("max_kl needs a model that gives logits, and this one gives states", "give target_bytes")

@@ -24,7 +24,7 @@ from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_
 from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup, group
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics
 from aicompress.pipeline.layerwise.plan import Plan
-from aicompress.pipeline.step.workers import Alone
+from aicompress.pipeline.step.workers import Processes
 from aicompress.statistics import InputStats
 from aicompress.weights import Weight
 
@@ -62,7 +62,7 @@ class WidthTrial(AbstractContextManager["WidthTrial"]):
         assert plan.recipe.calibration is not None
         data = measured_part(plan.recipe.calibration, plan.search.samples)
         model = module_of(plan)
-        inputs = calibration_inputs(plan.checkpoint, model, data, plan.recipe.seed, Alone())
+        inputs = calibration_inputs(plan.checkpoint, model, data, plan.recipe.seed, Processes())
         stats = _norms(plan, model, inputs)
         probe = probe_of(plan.checkpoint, module_of(plan), inputs)
         assert plan.method.widths is not None
