@@ -1,6 +1,6 @@
 """A structural unit as the pipeline handles it: found in a checkpoint, scored on the model, cut with config.json.
 
-One file in `units/` for each kind; see `registry`.
+One file in `units/` for each kind, which `planner` finds.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The structural units: every file here with a UNIT is found (see `registry`)."""
+"""The structural units: every file here with a UNIT is found (see `planner`)."""
