@@ -164,7 +164,7 @@ def conclude(planned: Any, flags: Flags, execute: Any, readable: Path | None = N
     resume_collector()
     report = execute()
     if is_first():
-        page = readable or report_path(planned.output.destination.path, planned.recipe.report.html)
+        page = readable or readable_report(planned.output.destination.path, planned.recipe.report.html)
         show(report, flags.quiet, flags.as_json, page)
 
 
@@ -172,7 +172,7 @@ def conclude_packing(planned: Any, flags: Flags, run: Callable[[Any, Any], Any])
     """The same of pack and unpack, whose report in a folder is named after the command."""
     from aicompress.pipeline.step.options import Options
 
-    page = report_path(planned.destination.path)
+    page = readable_report(planned.destination.path)
     readable = page if planned.destination.single else page.with_name(f"{planned.recipe.method.name}.{page.name}")
     options = Options(progress=reporter(flags.quiet), started=STARTED)
     conclude(planned, flags, lambda: run(planned, options), readable)
@@ -195,7 +195,8 @@ def show(report: Report, quiet: bool, as_json: bool, page: Path | None) -> None:
         require(report.gates)  # also where nobody could read the report
 
 
-def report_path(out: Path, html: bool = True) -> Path:
+def readable_report(out: Path, html: bool = True) -> Path:
     """The readable report of an output: the page, or the Markdown file where a recipe asks for no page."""
-    name = "report.html" if html else "report.md"
-    return out.with_name(f"{out.stem}.{name}") if out.suffix == ".safetensors" else out / name
+    from aicompress.report.model import report_path
+
+    return report_path(out, "report.html" if html else "report.md")

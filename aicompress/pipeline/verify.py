@@ -14,7 +14,7 @@ from aicompress.checkpoint.source import INDEX, Source, locate
 from aicompress.errors import CheckpointError, CompressError, Unsupported, listed
 from aicompress.model.loading.mismatches import misfits_of
 from aicompress.pipeline.packing.unpack import check_packed, packed_files
-from aicompress.report.model import Report
+from aicompress.report.model import Report, report_path
 from aicompress.weights.coding.rows import row_slices
 
 PIECE = 1 << 22  # elements decoded at a time
@@ -107,13 +107,6 @@ def _of_packed(path: str, packed: Sequence[Path], progress: Progress) -> Verific
     return Verification(path, names, checked.tensors, checked.tensors, checked.problems, checks, checked.notes)
 
 
-def report_file(source: Source) -> Path:
-    """Where the report of the step that wrote a checkpoint lies: inside a directory, beside a single file."""
-    if source.folder is not None:
-        return source.folder / "report.json"
-    return source.path.with_name(f"{source.path.name.removesuffix('.safetensors')}.report.json")
-
-
 def _read_headers(source: Source, findings: _Findings) -> str:
     """Note what is wrong with headers; why one cannot be read, or nothing."""
     unread = ""
@@ -179,7 +172,7 @@ def _check_model(checkpoint: Checkpoint, findings: _Findings) -> None:
 
 def _check_digests(source: Source, findings: _Findings) -> None:
     """Compare every weight file with the digest that the step which wrote it has noted."""
-    path = report_file(source)
+    path = report_path(source.folder or source.path)
     if not path.is_file():
         findings.notes.append(f"no {path.name}: a changed byte can only be noticed where it breaks a number")
         return

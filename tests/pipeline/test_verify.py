@@ -13,8 +13,8 @@ from aicompress.checkpoint.source import locate
 from aicompress.cli.verbs.verify import command as show_verification
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.pipeline.inspect import inspect
-from aicompress.pipeline.verify import report_file, verify
-from aicompress.report.model import Report, Side
+from aicompress.pipeline.verify import verify
+from aicompress.report.model import Report, Side, report_path
 from tests.model.compressed import compress, halved, integers, low_rank
 from tests.pipeline.steps import prune
 
@@ -28,7 +28,7 @@ def with_report(path: Path) -> None:
     """Note the digests of a checkpoint as the step that wrote it would."""
     after = Side(str(path), 1, 1, 1, {}, digests(locate(path)))
     report = Report("quantize", "0", None, after, (), None, {}, {}, (), (), {}, {}, (), 0.0, 0)
-    report_file(locate(path)).write_text(report.to_json())
+    report_path(path).write_text(report.to_json())
 
 
 def change(file: Path, name: str, value: float | None) -> None:

@@ -64,11 +64,11 @@ def _report_in(folder: Path) -> Path:
 
 
 def _report(path: Path) -> Report:
-    from aicompress.report.model import Report
+    from aicompress.report.model import Report, report_path
 
     file = _report_in(path) if path.is_dir() else path
     if file.suffix == ".safetensors":
-        file = file.with_name(f"{file.name.removesuffix('.safetensors')}.report.json")
+        file = report_path(file)
     try:
         return Report.from_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -66,7 +66,7 @@ def command(
     """Measure a checkpoint: bytes, load time, memory, latency, and quality on held-out data."""
     from aicompress.cli.boundary import STARTED, resume_collector
     from aicompress.cli.progress import reporter
-    from aicompress.cli.step import adapted, chosen, report_path, show, with_data
+    from aicompress.cli.step import adapted, chosen, readable_report, show, with_data
     from aicompress.errors import Refused
     from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
     from aicompress.pipeline.step.options import Options
@@ -80,4 +80,4 @@ def command(
     loaded = load(chosen(recipe, "eval/size-and-speed"), edits)
     resume_collector()
     report = evaluate(given, baselines, loaded, EvalOptions(out, tuple(fail_if), allow_code), options)
-    show(report, quiet, as_json, None if out is None else report_path(out, loaded.report.html))
+    show(report, quiet, as_json, None if out is None else readable_report(out, loaded.report.html))

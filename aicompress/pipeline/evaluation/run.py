@@ -10,7 +10,7 @@ from pathlib import Path
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests, require_finite
-from aicompress.checkpoint.source import is_adapter, local_folder
+from aicompress.checkpoint.source import REPORTS, is_adapter, local_folder
 from aicompress.checkpoint.written import require_own_reports
 from aicompress.disk import require_file, write_whole
 from aicompress.errors import CheckpointError, OutputExists, RecipeError, raise_all
@@ -134,7 +134,7 @@ def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:
         raise OutputExists(f"{out} is a checkpoint or a file", "write the report into a folder of its own")
     if out is not None:
         require_own_reports(out)
-        for name in ("report.json", "report.md", "report.html"):
+        for name in REPORTS:
             require_file(out / name)
 
 

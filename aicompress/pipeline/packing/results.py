@@ -20,7 +20,7 @@ from aicompress.pipeline.packing.coding import CodedTensor
 from aicompress.pipeline.packing.plan import PackingPlan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import lineage_step
-from aicompress.pipeline.step.report import Results, build_report, rendered, report_names
+from aicompress.pipeline.step.report import Results, add_report, build_report
 from aicompress.pipeline.step.sides import side_of
 from aicompress.report.model import LayerRow, Report, Side
 from aicompress.report.plan import PlanRow
@@ -145,13 +145,7 @@ def written(
         step["base"] = {"inputs": dict(inputs["base"])}
     results = replace(results, waited=options.waited())
     report = build_report(command, plan.recipe, sides, (*_lineage(plan.source.path), step), results, seconds)
-    prefix = "" if plan.destination.single else f"{command}."
-    if not plan.destination.single:
-        names = [f"{prefix}{name}" for name in report_names(plan.recipe.report.html)]
-        report = replace(report, files=(*writer.names(), *names))
-    for name, text in rendered(report, plan.recipe.report.html).items():
-        writer.add(f"{prefix}{name}", text.encode(errors="backslashreplace"))
-    return report
+    return add_report(report, plan.recipe.report.html, writer, "" if plan.destination.single else f"{command}.")
 
 
 def _lineage(path: Path) -> tuple[dict[str, object], ...]:

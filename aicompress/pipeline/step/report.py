@@ -8,6 +8,7 @@ from typing import Any
 
 from aicompress import __version__
 from aicompress.checkpoint.source import REPORTS
+from aicompress.checkpoint.writer import CheckpointWriter
 from aicompress.measure import peak_rss
 from aicompress.pipeline.step.environment import environment
 from aicompress.pipeline.step.output import Output
@@ -17,7 +18,7 @@ from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.recipe.made import MadeRecipe
 from aicompress.report import gates
 from aicompress.report.markdown import to_markdown
-from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side, Untouched
+from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side, Untouched, report_path
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,18 @@ def _of_sources(results: Results) -> Iterator[str]:
             yield f"{path}: it holds fewer samples than are asked for: {record['samples']:,} of {asked:,}"
 
 
-def report_names(html: bool = True) -> tuple[str, ...]:
-    """Names of the report's files; without `html` no page is made."""
-    return REPORTS if html else tuple(name for name in REPORTS if not name.endswith(".html"))
+def add_report(report: Report, html: bool, writer: CheckpointWriter, prefix: str = "") -> Report:
+    """Add the files of a report to an output, and return it with the names of all files where that is a folder."""
+    if not writer.single:
+        names = [f"{prefix}{name}" for name in REPORTS if html or not name.endswith(".html")]
+        report = replace(report, files=(*writer.names(), *names))
+    for name, text in rendered(report, html).items():
+        writer.add(f"{prefix}{name}", text.encode(errors="backslashreplace"))
+    return report
 
 
 def rendered(report: Report, html: bool = True) -> dict[str, str]:
-    """The report's files by name, as `report_names` gives them."""
+    """The report's files by name; without `html` no page is made."""
     files = {"report.json": report.to_json(), "report.md": to_markdown(report)}
     if not html:
         return files
@@ -102,6 +108,4 @@ def rendered(report: Report, html: bool = True) -> dict[str, str]:
 
 def written_report(output: Output) -> Report:
     """The report of an output that another process has written."""
-    out = output.destination.path
-    path = out.parent / f"{out.stem}.report.json" if output.destination.single else out / "report.json"
-    return Report.from_json(path.read_text(encoding="utf-8"))
+    return Report.from_json(report_path(output.destination.path).read_text(encoding="utf-8"))

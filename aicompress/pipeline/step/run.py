@@ -21,7 +21,7 @@ from aicompress.pipeline.step.blocks import Block, put_block
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Mode, Options, Progress
 from aicompress.pipeline.step.output import Output, with_digests
-from aicompress.pipeline.step.report import Results, build_report, rendered, report_names, written_report
+from aicompress.pipeline.step.report import Results, add_report, build_report, written_report
 from aicompress.pipeline.step.sides import side_of
 from aicompress.pipeline.step.storage import entropy_coded_output, sizes
 from aicompress.pipeline.step.timing.latency import compare
@@ -199,10 +199,7 @@ def _write(step: StepRun, options: Options) -> Report:
             results = replace(results, layers=sizes(results.layers, written, step.kinds))
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
         report = _report(replace(step, output=output), written, results, options, seconds)
-        if not output.destination.single:
-            report = replace(report, files=(*writer.names(), *report_names(step.recipe.report.html)))
-        for name, text in rendered(report, step.recipe.report.html).items():
-            writer.add(name, text.encode(errors="backslashreplace"))
+        report = add_report(report, step.recipe.report.html, writer)
         writer.seal()
     return report
 
