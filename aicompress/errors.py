@@ -66,7 +66,8 @@ class Problems(Refused):
 
     def __init__(self, problems: Sequence[CompressError]) -> None:
         parts = [each.problems if isinstance(each, Problems) else (each,) for each in problems]
-        self.problems: tuple[CompressError, ...] = tuple(problem for part in parts for problem in part)
+        told = {(type(problem), problem.message, problem.hint): problem for part in parts for problem in part}
+        self.problems: tuple[CompressError, ...] = tuple(told.values())  # what two checks have found is told once
         super().__init__(f"{len(self.problems)} problems", "")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aicompress.errors import first_line, listed
+from aicompress.errors import Problems, RecipeError, first_line, listed
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,8 @@ def test_some_of_many_names() -> None:
     assert listed(iter("abcd")) == "a, b, c, ..."
     assert listed([1, 2], most=1) == "1, ..."
     assert listed([]) == ""
+
+
+def test_what_two_checks_find_is_told_once() -> None:
+    missing = [RecipeError("a.npz does not exist", "set the path") for _ in range(2)]
+    assert len(Problems([*missing, Problems([missing[0], RecipeError("another", "hint")])]).problems) == 2

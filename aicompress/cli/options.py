@@ -86,7 +86,8 @@ Text = Annotated[
         "--text",
         metavar="FILE",
         help="The text that the recipe reads for calibration, training and figures: one sample a line, or running; of "
-        ".jsonl, .json, .csv, .tsv and .parquet the field 'text' of every row.",
+        ".jsonl, .json, .csv, .tsv and .parquet the field 'text' of every row. Rows with labels, pairs or arrays for "
+        "recipes that read these.",
     ),
 ]
 Drawn = Annotated[

@@ -21,11 +21,12 @@ ROWS: dict[str, SourceKind] = {  # by the suffix of a file
     ".tsv": "csv",
     ".parquet": "parquet",
 }
+ARRAYS: dict[str, SourceKind] = {".npz": "arrays", ".safetensors": "arrays"}
 
 
 def kind_of(file: str) -> SourceKind:
-    """What a file of texts holds, by its suffix: rows of a known kind, or plain text."""
-    return ROWS.get(Path(file).suffix.lower(), "text")
+    """What a file of samples holds, by its suffix: rows of a known kind, arrays, or plain text."""
+    return (ROWS | ARRAYS).get(Path(file).suffix.lower(), "text")
 
 
 class Data(BaseModel):

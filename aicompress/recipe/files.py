@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from aicompress.data.section import SOURCES, kind_of
+from aicompress.data.section import FILES, ROWS, SOURCES, kind_of
 from aicompress.disk import expanded
 from aicompress.errors import RecipeError, nearest, suggestion
 
@@ -124,12 +124,13 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `--set method.bits=3` edits before validation; values are YAML, list items go by number.
 
-    A path of data is relative to the current folder. `text=FILE` stands for every section that reads text, `drawn=N`
-    for a calibration on drawn tokens in the place of its source.
+    A path of data is relative to the current folder, and takes the place of the source that the recipe has there.
+    `text=FILE` stands for every section that reads such a file, `drawn=N` for a calibration on drawn tokens instead.
 
     Raises:
         RecipeError: not KEY=VALUE, or a path through something that is not a mapping.
     """
+    edited: set[tuple[int, str]] = set()  # sources that edits give: of two of these none is the one that is meant
     for override in overrides:
         path, equals, value = (part.strip() for part in override.partition("="))
         if not equals or not path:
@@ -153,8 +154,12 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             raise RecipeError(f"--set {path}: its value is nested too deeply", "start from a recipe") from error
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {path}: {value[:SHOWN]!r} is not YAML", "quote it") from error
-        if (path == "student.config" or (last in SOURCES and last != "hub")) and isinstance(parsed, str):
-            parsed = str(expanded(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
+        parsed = _from_here(parsed, path.split("."))
+        if isinstance(target, dict) and last in SOURCES and parsed is not None:
+            for other in target.keys() & set(SOURCES) - {last}:
+                if (id(target), other) not in edited:
+                    del target[other]
+            edited.add((id(target), last))
         target[_item(target, last, path) if isinstance(target, list) else last] = parsed
     made = plain.get("calibration")  # by an edit, after the text was given to the sections that were there
     if isinstance(made, dict) and not made.keys() & {*SOURCES, "drawn"}:
@@ -162,27 +167,40 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return plain
 
 
+def _from_here(value: Any, path: Sequence[str]) -> Any:
+    """A value with its paths of files made absolute: a recipe's start at its folder, those of the command line here."""
+    if isinstance(value, dict):
+        return {key: _from_here(item, [*path, str(key)]) for key, item in value.items()}
+    is_path = path[-1] in FILES or list(path) == ["student", "config"]
+    return str(expanded(value).absolute()) if is_path and isinstance(value, str) else value
+
+
 def _set_text(plain: dict[str, Any], file: str) -> None:
-    """Let calibration, training data and every figure of text read one file; a step that reads no data needs none.
+    """Let calibration, training data and every figure read one file; a step that reads no data needs none.
 
     A file that holds rows by its suffix is read as rows: the braces of JSON are no text to calibrate on.
 
     Raises:
-        RecipeError: the recipe reads something else than text.
+        RecipeError: the recipe reads something else than what the file holds.
     """
     figures = plain.get("quality")
     named = {"calibration": plain.get("calibration"), "data": plain.get("data")}
     named |= {f"quality.{name}": figure for name, figure in figures.items()} if isinstance(figures, dict) else {}
     sections = {name: section for name, section in named.items() if isinstance(section, dict)}
-    readers = [section for section in sections.values() if not section.keys() & (set(SOURCES) - {"text"})]
+    kind = kind_of(file)
+    of_rows = {"text", *ROWS.values(), *(("pairs",) if kind == "csv" else ())}
+    replaced = {"text": {"text"}, "arrays": {"arrays"}}.get(kind, of_rows)
+    readers = [section for section in sections.values() if section.keys() & set(SOURCES) <= replaced]
     if not readers and (sections or "method" not in plain):
         which = " and ".join(sections) or "the recipe"
         another = "take a recipe that does, such as `-r eval/language-model`"
-        hint = "give the file with --set, or take another recipe" if sections else another
-        raise RecipeError(f"--text: {which} reads no text", hint)
+        hint = "give a file of what it reads, or take another recipe" if sections else another
+        raise RecipeError(f"--text: {which} reads no {kind}", hint)
     for section in readers:
-        section.pop("text", None)
-        section[kind_of(file)] = str(expanded(file).absolute())
+        own = "pairs" if "pairs" in section else kind
+        for name in replaced:
+            section.pop(name, None)
+        section[own] = str(expanded(file).absolute())
 
 
 def with_text(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

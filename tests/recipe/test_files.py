@@ -51,6 +51,48 @@ def test_a_text_that_holds_rows_is_read_as_rows(name: str, kind: str, tmp_path: 
     assert with_text({}, [f"text={tmp_path / name}"])["calibration"] == {kind: str(tmp_path / name)}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "file", "source"),
+    [
+        ("eval/text-classifier", "a.csv", "csv"),
+        ("eval/text-classifier", "a.jsonl", "jsonl"),
+        ("eval/sts", "a.tsv", "pairs"),
+        ("eval/mnist-mlp", "a.npz", "arrays"),
+        ("distill/mlp-labels", "a.safetensors", "arrays"),
+    ],
+)
+def test_a_file_of_what_a_recipe_reads_takes_the_place_of_its_own(
+    recipe: str, file: str, source: str, tmp_path: Path
+) -> None:
+    plain = read_yaml((shipped() / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe)
+    edited = with_overrides(copy.deepcopy(plain), [f"text={tmp_path / file}"])
+    ((own, section),) = {**plain.get("quality", {}), **({"data": plain["data"]} if "data" in plain else {})}.items()
+    left = {key: value for key, value in section.items() if key not in ("jsonl", "pairs", "arrays")}
+    assert edited.get("quality", edited)[own] == {**left, source: str(tmp_path / file)}
+    with pytest.raises(RecipeError, match="reads no text"):
+        with_overrides(plain, ["text=a.txt"])
+
+
+def test_paths_of_an_edit_start_here_however_deep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    edits = ["quality={accuracy: {csv: a.csv, labels: y}}", "calibration={hub: org/data}", "student={config: s.json}"]
+    assert with_overrides({"version": 1}, edits) == {
+        "version": 1,
+        "quality": {"accuracy": {"csv": str(tmp_path / "a.csv"), "labels": "y"}},
+        "calibration": {"hub": "org/data"},
+        "student": {"config": str(tmp_path / "s.json")},
+    }
+
+
+def test_a_source_that_an_edit_gives_is_the_only_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = {"version": 1, "calibration": {"text": "b.txt", "samples": 3}}
+    edited = with_overrides(copy.deepcopy(plain), ["calibration.csv=a.csv"])
+    assert edited["calibration"] == {"csv": str(tmp_path / "a.csv"), "samples": 3}
+    both = with_overrides(plain, ["calibration.csv=a.csv", "calibration.text=a.txt"])
+    assert set(both["calibration"]) == {"csv", "text", "samples"}  # which is refused: none is the one that is meant
+
+
 def test_a_calibration_that_an_edit_makes_reads_the_text(tmp_path: Path) -> None:
     edits = [f"text={tmp_path / 'a.txt'}", "calibration.samples=4"]
     plain = {"version": 1, "method": {"name": "width"}}
