@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from aicompress.disk import expanded
+from aicompress.errors import RecipeError
 
 SourceKind = Literal["text", "jsonl", "csv", "parquet", "arrays", "pairs", "hub", "drawn"]
 SOURCES: tuple[SourceKind, ...] = tuple(kind for kind in get_args(SourceKind) if kind != "drawn")
@@ -134,7 +135,16 @@ class Data(BaseModel):
         return Path(self.path).name if self.is_file else self.path
 
     def relative_to(self, folder: Path) -> Data:
-        """The same with its path made absolute from a recipe's folder; a hub name stays as it is."""
+        """The same with its path made absolute from a recipe's folder; a hub name stays as it is.
+
+        Raises:
+            RecipeError: it is a pipe.
+        """
         if not self.is_file:
             return self
-        return self.model_copy(update={self.kind: str((folder / expanded(self.path)).resolve())})
+        path = folder / expanded(self.path)
+        if path.is_fifo():
+            raise RecipeError(
+                f"{self.kind} {path} is a pipe, and data is read more than once", "write it to a file first"
+            )
+        return self.model_copy(update={self.kind: str(path.resolve())})

@@ -19,6 +19,7 @@ from aicompress.recipe import (
     StoredCodes,
     absolute,
     find,
+    folder_of,
     read_text,
     read_yaml,
     validated,
@@ -196,8 +197,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
         raise RecipeError(f"{path.name}: also is not a list", "also: [{name: hidden, weight: 0.5}]")
     terms = [_loss(term, f"also[{number}]", path.name) for number, term in enumerate(also)]
     parts = {**losses, "also": terms, "mode": _mode(plain.get("mode", full.Config().name), path.name)}
-    recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **parts}, ""), path.parent)
-    student = None if recipe.student is None else recipe.student.relative_to(path.parent)
+    recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **parts}, ""), folder_of(path))
+    student = None if recipe.student is None else recipe.student.relative_to(folder_of(path))
     return recipe.model_copy(update={"student": student})
 
 

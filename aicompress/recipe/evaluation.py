@@ -16,6 +16,7 @@ from aicompress.recipe import (
     WholeRecipe,
     absolute,
     find,
+    folder_of,
     read_text,
     read_yaml,
     validated,
@@ -108,5 +109,5 @@ def load(name: str, overrides: Sequence[str] = ()) -> EvalRecipe:
     """
     path = find(name, "eval")
     plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
-    recipe: EvalRecipe = absolute(validated(recipe_class(), plain, ""), path.parent)
+    recipe: EvalRecipe = absolute(validated(recipe_class(), plain, ""), folder_of(path))
     return recipe

@@ -246,8 +246,13 @@ def _recipes(folder: Path) -> dict[str, Path]:
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
 
 
+def folder_of(recipe: Path) -> Path:
+    """Where the paths of a recipe start: its folder, or the current one where it comes through a pipe."""
+    return Path() if recipe.is_fifo() or recipe.parent == Path("/dev") else recipe.parent
+
+
 def find(name: str, command: str | None = None) -> Path:
-    """A recipe file by path, or a shipped one by name such as `quantize/rtn-w4`.
+    """A recipe file by path, `-` for standard input, or a shipped one by name such as `quantize/rtn-w4`.
 
     Args:
         command: what the recipe is for, of which one is suggested.
@@ -255,8 +260,8 @@ def find(name: str, command: str | None = None) -> Path:
     Raises:
         RecipeError: neither exists.
     """
-    path = Path(name)
-    if path.is_file():
+    path = Path("/dev/stdin" if name == "-" else name)
+    if path.is_file() or path.is_fifo():  # such as a shell gives for <(command)
         return path
     known = _recipes(shipped())
     if name.removesuffix(".yaml") in known:

@@ -15,7 +15,7 @@ from aicompress.methods.effort import Level as Effort
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
 from aicompress.methods.structural import StructuralMethod
-from aicompress.recipe.files import find, read_text, read_yaml, with_overrides, with_text
+from aicompress.recipe.files import find, folder_of, read_text, read_yaml, with_overrides, with_text
 from aicompress.recipe.levels import Level, Levels, MeasuredLevels, MethodFields
 from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, optional, validated
 from aicompress.selection import matches, unmatched, unreached
@@ -257,4 +257,4 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     config = validated(method.config, plain["method"], "method")
     if config.entropy_coded and plain.get("storage") is None:
         plain["storage"] = "entropy"
-    return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)
+    return absolute(validated(Recipe, {**plain, "method": config}, ""), folder_of(path))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from aicompress.errors import RecipeError
+from aicompress.recipe import load as load_step
 from aicompress.recipe.files import read_yaml, shipped, with_overrides, with_text
 
 SHIPPED = sorted(path for path in shipped().rglob("*.yaml") if path.parent.name != "demo")
@@ -91,6 +95,21 @@ def test_a_source_that_an_edit_gives_is_the_only_one(monkeypatch: pytest.MonkeyP
     assert edited["calibration"] == {"csv": str(tmp_path / "a.csv"), "samples": 3}
     both = with_overrides(plain, ["calibration.csv=a.csv", "calibration.text=a.txt"])
     assert set(both["calibration"]) == {"csv", "text", "samples"}  # which is refused: none is the one that is meant
+
+
+def test_a_recipe_comes_through_a_pipe_and_data_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").touch()
+    pipe = tmp_path / "folder" / "pipe"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    text = "version: 1\nmethod: {name: gptq}\ncalibration: {text: a.txt, samples: 1}\n"
+    for edits in ([], [f"calibration.text={pipe}"]):
+        writer = threading.Thread(target=pipe.write_text, args=(text,))
+        writer.start()
+        with pytest.raises(RecipeError, match="is a pipe") if edits else contextlib.nullcontext():
+            assert load_step(str(pipe), "quantize", edits).calibration.path == str(tmp_path / "a.txt")
+        writer.join()
 
 
 def test_a_calibration_that_an_edit_makes_reads_the_text(tmp_path: Path) -> None:
