@@ -14,7 +14,6 @@ directions take 15 s of one AVX-512 core instead of 25, with 2048 rows 1.6 s or 
 from __future__ import annotations
 
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 
 # From this side on, and up to this share of it, the randomized decomposition is 4 (1024 x 4096, rank 64) to 12 times as
@@ -94,6 +93,8 @@ def leading(gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     The upper triangle is read, and overwritten.
     """
+    from scipy.linalg import eigh  # a fifth of a second, which other methods do not wait
+
     side = len(gram)
     some = (side - rank, side - 1) if 0 < rank <= SOME * side else None
     lower = gram.cpu().numpy().T  # in Fortran's order, which is worked on where it lies

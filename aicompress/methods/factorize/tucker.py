@@ -6,8 +6,8 @@ and rank-(R1, ..., RN) approximation of higher-order tensors" (HOOI): W[o, i, k]
 and B have orthonormal columns, and start as the leading left singular vectors of W's unfoldings along o and i (HOSVD);
 each sweep takes A of W projected on B, then B of W projected on A. ‖W − Ŵ‖² = ‖W‖² − ‖C‖², which no sweep makes larger.
 
-W is read in blocks of output channels, about twice a sweep, and never held: beside a block are the factors in float64,
-the Gram matrix (I, I), the smaller one of W projected on B, and what `streamed.PANEL` says of a projection.
+W is read in blocks of output channels, once for each panel of a projection (`streamed.PANEL`), and never held: beside a
+block and a panel are the factors in float64, and the Gram matrix (I, I), or the smaller one of W projected on B.
 """
 
 from __future__ import annotations
@@ -113,10 +113,12 @@ class TuckerBlockConfig(TuckerConfig):
 
 def factors(rows: Rows, channels: int, ranks: Ranks, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
     """A (O, r), C (r, s k) and B (I, s) of a weight (O, I k) in float64, read in blocks of output channels."""
-    outer = None if sweeps else _leading_left(rows, ranks[0])
+    outer = None if sweeps else _leading_left(rows, ranks[0], streamed.gram(rows))
     inner = _leading(_inner_gram(rows, channels), ranks[1])
     for _ in range(sweeps):
-        outer = _leading_left(_projected(rows, inner), ranks[0])
+        projected = _projected(rows, inner)
+        gram = streamed.gram(projected) if projected.tall else _outer_gram(rows, inner)
+        outer = _leading_left(projected, ranks[0], gram)
         inner = _leading(_inner_gram(rows, channels, outer), ranks[1])
     assert outer is not None
     return outer, _projected(rows, inner).projected(outer), inner
@@ -148,14 +150,26 @@ def _inner_gram(rows: Rows, channels: int, outer: Tensor | None = None) -> Tenso
     return total
 
 
+def _outer_gram(rows: Rows, inner: Tensor) -> Tensor:
+    """The Gram matrix (O, O) of W projected on B; a panel of that, of some directions, is made at a time."""
+    total = torch.zeros(rows.shape[0], rows.shape[0], dtype=torch.float64)
+    for part in torch.split(inner, max(1, streamed.PANEL * len(inner) // math.prod(rows.shape)), dim=1):
+        projected = _projected(rows, part)
+        panel = torch.empty(projected.shape, dtype=torch.float64)
+        for place, block in projected.each():
+            panel[place] = block
+        total.addmm_(panel, panel.t())
+    return total
+
+
 def _leading(gram: Tensor, rank: int) -> Tensor:
     """The leading eigenvectors of a Gram matrix (n, n), which is used up: (n, rank), orthonormal columns."""
     return leading(gram, rank)[1].flip(0).t()
 
 
-def _leading_left(rows: Rows, rank: int) -> Tensor:
-    """The leading left singular vectors of a matrix (n, m): (n, rank), orthonormal columns."""
-    vectors = _leading(streamed.gram(rows), rank)
+def _leading_left(rows: Rows, rank: int, gram: Tensor) -> Tensor:
+    """The leading left singular vectors of a matrix (n, m), by its smaller Gram matrix: (n, rank), orthonormal."""
+    vectors = _leading(gram, rank)
     if not rows.tall:
         return vectors
     images = rows.times(vectors)

@@ -48,7 +48,8 @@ def refusal(module: nn.Module, inputs: Any, groups: Sequence[ChannelGroup]) -> s
         module: with generic weights in float64; not modified.
     """
     choice = [(group, _half(group)) for group in groups]
-    cut = copy.deepcopy(module)
+    held: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    cut = copy.deepcopy(module, held)  # has these tensors, and puts smaller ones in the place of those that are cut
     try:
         with torch.no_grad():
             cut_module(cut, kept_places(module, choice))
