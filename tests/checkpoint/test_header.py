@@ -21,7 +21,7 @@ from aicompress.checkpoint.header import DTYPES, Header, build_header, read_head
 from aicompress.errors import CheckpointError
 from aicompress.weights import TensorSpec
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path: Path, header: Any, data: bytes = b"") -> Path:

@@ -90,7 +90,7 @@ NAMES = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(NAMES, st.data())
 def test_targets_match_exactly_what_they_are_for(names: list[str], data: st.DataObject) -> None:
     chosen = [name for name in names if data.draw(st.booleans())]

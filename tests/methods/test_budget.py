@@ -91,7 +91,7 @@ def brute_force(costs: Table, losses: Table, budget: float) -> float | None:
 
 
 @given(problems())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_as_good_as_brute_force(problem: tuple[Table, Table, float]) -> None:
     costs, losses, limit = problem
     best = brute_force(costs, losses, limit)

@@ -27,8 +27,13 @@ from tests.pipeline.steps import OFF, loaded, plan, prune
 STACKS = [(name, stack) for name, family in FAMILIES.items() for stack in family.stacks]
 
 
-@pytest.mark.parametrize(("name", "stack"), STACKS)
-@pytest.mark.parametrize("drop", [(1,), (0, 2)])
+@pytest.mark.parametrize(
+    ("name", "stack", "drop"),
+    [
+        *((name, stack, (0, 2)) for name, stack in STACKS),
+        *((name, stack, (1,)) for name, stack in STACKS if name in ("t5", "gemma3")),  # blocks that are not alike
+    ],
+)
 def test_depth_is_the_model_without_those_blocks(name: str, stack: str, drop: tuple[int, ...], tmp_path: Path) -> None:
     family = FAMILIES[name]
     model = family.saved(tmp_path / "in")
@@ -133,7 +138,7 @@ def test_a_compressed_input_is_cut_as_its_decoded_self(
     decoded(tmp_path / "compressed", tmp_path / "decoded")
     with monkeypatch.context() as patched:
         patched.setattr(blocks, "BLOCK", 1)
-        patched.setattr(files, "NARROW", 1)
+        patched.setattr(files, "NARROW", 8)
         report = prune(tmp_path / "compressed", tmp_path / "out", name="width", sparsity=0.5, multiple=4)
     prune(tmp_path / "compressed", tmp_path / "whole", name="width", sparsity=0.5, multiple=4)
     if form != "low rank too wide":  # a product of some rows may differ in the last bits

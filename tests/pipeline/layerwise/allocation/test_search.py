@@ -17,6 +17,7 @@ from aicompress.model.loading.load import load
 from aicompress.pipeline.layerwise.allocation import search as searching
 from aicompress.pipeline.layerwise.allocation.width_trial import WidthTrial
 from aicompress.pipeline.step.options import Options
+from aicompress.report.html import to_html
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import OFF, planned, run, text, write_recipe
@@ -58,6 +59,13 @@ def uneven_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensors[name] *= 20
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, text_file: Path) -> tuple[Path, Report]:
+    """The tiny Llama at 4.5 bits a weight, and the report of the step."""
+    folder = tmp_path_factory.mktemp("searched")
+    return folder / "out", run(tiny_llama, folder / "out", recipe(folder, text_file, {"target_bpw": 4.5}))
 
 
 def test_better_than_uniform_at_no_more_bytes(tmp_path: Path, uneven_llama: Path, text_file: Path) -> None:
@@ -243,17 +251,17 @@ def test_embeddings_take_part_and_tied_ones_once(tmp_path: Path, tiny_llama: Pat
     assert load(tmp_path / "out")(input_ids=torch.arange(8)[None]).logits.isfinite().all()
 
 
-def test_mixed_widths_load_in_transformers(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+def test_mixed_widths_load_in_transformers(searched: tuple[Path, Report]) -> None:
     from transformers import AutoModelForCausalLM
 
-    run(tiny_llama, tmp_path / "out", recipe(tmp_path, text_file, {"target_bpw": 4.5}))
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    out, _ = searched
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
     assert len(config["config_groups"]) > 1
     ids = torch.arange(16)[None]
     with torch.no_grad():
-        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(input_ids=ids).logits
-        ours = load(tmp_path / "out")(input_ids=ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(out)(input_ids=ids).logits
+        ours = load(out)(input_ids=ids).logits
     assert torch.allclose(theirs.float(), ours.float(), atol=0.05)
 
 
@@ -315,10 +323,10 @@ def test_quantizing_factors(tmp_path: Path, tiny_llama: Path, text_file: Path) -
 
 
 def test_a_stopped_search_goes_on(
-    tmp_path: Path, tiny_llama: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_llama: Path, text_file: Path, searched: tuple[Path, Report]
 ) -> None:
     given = recipe(tmp_path, text_file, {"target_bpw": 4.5})
-    whole = run(tiny_llama, tmp_path / "whole", given)
+    _, whole = searched
 
     def stop(what: str, done: int, total: int) -> None:
         if what == "sensitivities" and done == 5:
@@ -358,15 +366,14 @@ def test_a_run_stopped_while_it_writes_does_not_measure_again(
     assert report.bits == whole.bits
 
 
-def test_the_report_says_why(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
-    given = recipe(tmp_path, text_file, {"target_bpw": 4.5}, report={"html": True})
-    report = run(tiny_llama, tmp_path / "out", given)
+def test_the_report_says_why(searched: tuple[Path, Report]) -> None:
+    _, report = searched
     assert Report.from_json(report.to_json()).bits == report.bits
     shown = to_markdown(report)
     assert "KL divergence of the outputs on 4 calibration samples" in shown
     assert "a width more saves, per KB" in shown
     assert "`model.layers.0.self_attn.k_proj and 2 that share its input`" in shown
-    assert "a width more saves, per KB" in (tmp_path / "out" / "report.html").read_text()
+    assert "a width more saves, per KB" in to_html(report)
 
 
 def test_range_in_a_plan(tmp_path: Path, tiny_llama: Path) -> None:
