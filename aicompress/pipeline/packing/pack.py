@@ -17,12 +17,11 @@ from aicompress.checkpoint.packed.writer import FileWriter, PackedFile
 from aicompress.checkpoint.place import shared_mode
 from aicompress.pipeline.packing.coding import PackedResult, counted, pack_file
 from aicompress.pipeline.packing.plan import Base, PackingPlan, left_out, packed_name, require_place
-from aicompress.pipeline.packing.results import Tensors, notes_of, numbers_of, plan_rows, rows_of, side, written
+from aicompress.pipeline.packing.results import Tensors, notes_of, plan_rows, rows_of, written
 from aicompress.pipeline.step.checks import require_room
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.step.report import Results
 from aicompress.recipe.made import Direction, PackingRecipe
 from aicompress.report.model import Report
 
@@ -113,33 +112,8 @@ def run(plan: PackingPlan, options: Options) -> Report:
             if plan.source.folder is not None:
                 writer.add(relative, plan.source.folder / relative)
         digest = {name: result.sha256 for name, result in coded.results.items()}
-        report = _report(
-            coded.plan_of(plan), coded, writer, {"inputs": digest, "base": base}, (time.perf_counter() - begun, options)
-        )
+        rows = rows_of(coded.tensors, {name: result.tensors for name, result in coded.results.items()})
+        timing = time.perf_counter() - begun, options
+        report = written(coded.plan_of(plan), writer, coded.tensors, (digest, writer.digests()), base, rows, timing)
         writer.seal()
     return report
-
-
-def _report(
-    plan: PackingPlan,
-    coded: _Coded,
-    writer: FileWriter,
-    inputs: Mapping[str, Mapping[str, str]],
-    timing: tuple[float, Options],
-) -> Report:
-    """The report of a packed output that is complete but for it."""
-    tensors, source = coded.tensors, plan.source
-    before, after = sum(file.stat().st_size for file in source.files), sum(plan.nbytes.values())
-    numbers = numbers_of(source.path, tensors)
-    sides = (
-        side(source.path, (before, plan.side_bytes), tensors.by_kind(before, packed=False), inputs["inputs"], numbers),
-        side(
-            plan.destination.path,
-            (after, plan.side_bytes),
-            tensors.by_kind(after, packed=True),
-            writer.digests(),
-            numbers,
-        ),
-    )
-    rows = rows_of(tensors, {name: result.tensors for name, result in coded.results.items()})
-    return written(plan, writer, sides, inputs, Results(tuple(rows), plan.warnings, notes=plan.notes), timing)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -123,28 +123,38 @@ def notes_of(coded: Mapping[str, Mapping[str, CodedTensor]], headers: Mapping[st
 
 
 def written(
-    plan: PackingPlan, writer: FileWriter, sides: tuple[Side, Side], inputs: Mapping[str, Mapping[str, str]],
-    results: Results, timing: tuple[float, Options],
+    plan: PackingPlan, writer: FileWriter, tensors: Tensors, digests: tuple[Mapping[str, str], Mapping[str, str]],
+    base: Mapping[str, str], rows: Sequence[LayerRow], timing: tuple[float, Options],
 ) -> Report:  # fmt: skip
     """Add the report to an output that is complete but for it.
 
     Args:
         plan: what was run.
         writer: of the output.
-        sides: both sides.
-        inputs: sha256 of the files of the input and of the base, by the names that the lineage has them under.
-        results: what was done.
+        tensors: of all files.
+        digests: sha256 of the weight files of the input and of the output, by name.
+        base: sha256 of the files of the base that were read.
+        rows: what was done.
         timing: seconds of the work, and the options of the run.
     """
-    seconds, options = timing
-    command = plan.recipe.method.name
+    (seconds, options), command = timing, plan.recipe.method.name
+    packs = command == "pack"
+    stored, weights = numbers_of(plan.source.path, tensors) if packs else (tensors.numbers, tensors.numbers)
+
+    def side(path: Path, nbytes: int, packed: bool, sha256: Mapping[str, str]) -> Side:
+        kinds = tensors.by_kind(nbytes, packed)
+        return Side(str(path), nbytes + plan.side_bytes, nbytes, stored, kinds, dict(sha256), weights=weights)
+
+    before = side(plan.source.path, sum(file.stat().st_size for file in plan.source.files), not packs, digests[0])
+    after = side(plan.destination.path, sum(plan.nbytes.values()), packs, digests[1])
     further = {} if plan.base is None else {"base": plan.base.source}
     step = lineage_step(command, plan.recipe, plan.source, further)
-    step["inputs"] = dict(inputs["inputs"])
+    step["inputs"] = dict(digests[0])
     if plan.base is not None:
-        step["base"] = {"inputs": dict(inputs["base"])}
-    results = replace(results, waited=options.waited())
-    report = build_report(command, plan.recipe, sides, (*_lineage(plan.source.path), step), results, seconds)
+        step["base"] = {"inputs": dict(base)}
+    results = Results(tuple(rows), plan.warnings, notes=plan.notes, waited=options.waited())
+    lineage = (*_lineage(plan.source.path), step)
+    report = build_report(command, plan.recipe, (before, after), lineage, results, seconds)
     return add_report(report, plan.recipe.report.html, writer, "" if plan.destination.single else f"{command}.")
 
 
@@ -154,24 +164,6 @@ def _lineage(path: Path) -> tuple[dict[str, object], ...]:
         return Checkpoint.open(path).manifest.lineage
     except CompressError:
         return ()
-
-
-def side(
-    path: Path, sizes: tuple[int, int], by_kind: Mapping[str, int], sha256: Mapping[str, str], numbers: tuple[int, int]
-) -> Side:
-    """One side of a report.
-
-    Args:
-        path: how it is named.
-        sizes: bytes of its weight files, and of its other files.
-        by_kind: bytes of the weight files by kind.
-        sha256: digests of the weight files.
-        numbers: how many are stored, and how many it stands for.
-    """
-    weight_bytes, other = sizes
-    return Side(
-        str(path), weight_bytes + other, weight_bytes, numbers[0], dict(by_kind), dict(sha256), weights=numbers[1]
-    )
 
 
 def numbers_of(path: Path, tensors: Tensors) -> tuple[int, int]:

@@ -17,12 +17,11 @@ from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError
 from aicompress.pipeline.packing.coding import counted, unpack_file
 from aicompress.pipeline.packing.plan import Base, PackingPlan, left_out, require_place, unpacked_name
-from aicompress.pipeline.packing.results import Tensors, side, written
+from aicompress.pipeline.packing.results import Tensors, written
 from aicompress.pipeline.step.checks import require_room
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.step.report import Results
 from aicompress.recipe.made import Direction, PackingRecipe
 from aicompress.report.model import Report
 
@@ -130,17 +129,9 @@ def _report(plan: UnpackingPlan, writer: FileWriter, inputs: dict[str, str], tim
     names = {plan.names[each.path]: each for each in plan.packed}
     stored = {name: {key: stream.nbytes for key, stream in each.streams.items()} for name, each in names.items()}
     tensors = Tensors({name: each.header for name, each in names.items()}, stored)
-    before, after = sum(file.stat().st_size for file in plan.source.files), sum(plan.nbytes.values())
-    numbers = (tensors.numbers, tensors.numbers)
     digests = {name: each.manifest.sha256 for name, each in names.items()}
-    sides = (
-        side(plan.source.path, (before, plan.side_bytes), tensors.by_kind(before, packed=True), inputs, numbers),
-        side(plan.destination.path, (after, plan.side_bytes), tensors.by_kind(after, packed=False), digests, numbers),
-    )
-    noted = {} if plan.base is None else {"base": {n: d for each in plan.packed for n, d in each.manifest.base.items()}}
-    return written(
-        plan, writer, sides, {"inputs": inputs, **noted}, Results((), plan.warnings, notes=plan.notes), timing
-    )
+    base = {} if plan.base is None else {n: d for each in plan.packed for n, d in each.manifest.base.items()}
+    return written(plan, writer, tensors, (inputs, digests), base, (), timing)
 
 
 @dataclass(frozen=True)
