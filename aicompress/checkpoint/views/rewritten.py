@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aicompress.checkpoint.files import read_part
 from aicompress.checkpoint.reader import Checkpoint
 from aicompress.layer import as_matrix
 from aicompress.weights import Dense, Weight
@@ -26,12 +27,14 @@ class RewrittenCheckpoint(Checkpoint):
     Attributes:
         changes: by parameter what is done to it in turn, float32 in and out. Only plain parameters are changed.
         rescaled: the parameters whose changes multiply every element by a factor, and do nothing else.
+        by_rows: the parameters whose changes do to each entry of the first axis what they do to it alone.
         edited: config.json where it differs from the file.
         source_of: the checkpoint that is viewed.
     """
 
     changes: dict[str, list[Change]] = field(default_factory=dict)
     rescaled: set[str] = field(default_factory=set)
+    by_rows: set[str] = field(default_factory=set)
     edited: dict[str, Any] | None = None
     source_of: Checkpoint | None = None
 
@@ -64,14 +67,23 @@ class RewrittenCheckpoint(Checkpoint):
         foreign = replace(self.foreign, weights={**self.foreign.weights, **decoded})
         return replace(self, tensors=tensors, copies=left, edited=config, foreign=foreign)
 
-    def change(self, parameter: str, change: Change) -> None:
+    def change(self, parameter: str, change: Change, by_rows: bool = False) -> None:
         """Add a change.
+
+        Args:
+            parameter: what it changes.
+            change: what is done.
+            by_rows: entries of the first axis are changed each alone.
 
         Raises:
             ValueError: the parameter is stored compressed.
         """
         if parameter in self.manifest.entries:
             raise ValueError(f"{parameter} is compressed")
+        if not by_rows:
+            self.by_rows.discard(parameter)
+        elif parameter not in self.changes and super().is_plain(parameter):
+            self.by_rows.add(parameter)
         self.changes.setdefault(parameter, []).append(change)
 
     def rescale(self, parameter: str, change: Change) -> None:
@@ -91,7 +103,10 @@ class RewrittenCheckpoint(Checkpoint):
 
     def exact(self, parameter: str) -> Tensor:
         """A parameter in float32, as no file holds it."""
-        tensor = super().read(parameter).float()
+        return self._changed(parameter, super().read(parameter))
+
+    def _changed(self, parameter: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.float()
         for change in self.changes.get(parameter, ()):
             tensor = change(tensor)
         return tensor
@@ -101,8 +116,16 @@ class RewrittenCheckpoint(Checkpoint):
         return self.exact(name).to(self.tensors[name].spec.dtype) if name in self.changes else super().read(name)
 
     def row_multiple(self, parameter: str, part: str = "") -> int:
-        """As of the file; all of a changed parameter is read to change some of it."""
-        return 0 if parameter in self.changes else super().row_multiple(parameter, part)
+        """As of the file; all of a parameter is read whose rows are not changed each alone."""
+        return 0 if parameter in self.changes.keys() - self.by_rows else super().row_multiple(parameter, part)
+
+    def rows(self, name: str, start: int, stop: int, axis: int = 0) -> Tensor:
+        """As of the file; of a changed parameter in float32."""
+        if name not in self.changes:
+            return super().rows(name, start, stop, axis)
+        if name not in self.by_rows or axis:
+            return self.exact(name).narrow(axis, start, stop - start)
+        return self._changed(name, read_part(self.tensors[name], name, slice(start, stop)))
 
     def is_plain(self, parameter: str) -> bool:
         """Whether a file holds a parameter as it is read."""
@@ -110,6 +133,6 @@ class RewrittenCheckpoint(Checkpoint):
 
     def weight(self, parameter: str, rows: slice | None = None, part: str = "") -> Weight:
         """A parameter in the form it is stored in; a changed one in float32."""
-        if parameter not in self.changes:
+        if parameter not in self.changes or rows is not None:
             return super().weight(parameter, rows, part)
         return Dense(as_matrix(self.exact(parameter)))

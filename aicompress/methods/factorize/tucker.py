@@ -6,7 +6,7 @@ and rank-(R1, ..., RN) approximation of higher-order tensors" (HOOI): W[o, i, k]
 and B have orthonormal columns, and start as the leading left singular vectors of W's unfoldings along o and i (HOSVD);
 each sweep takes A of W projected on B, then B of W projected on A. ‖W − Ŵ‖² = ‖W‖² − ‖C‖², which no sweep makes larger.
 
-W is read in blocks of output channels, once for each panel of a projection (`streamed.PANEL`), and never held: beside a
+W is read in blocks of output channels, once for each panel of a projection (`PANEL`), and never held: beside a
 block and a panel are the factors in float64, and the Gram matrix (I, I), or the smaller one of W projected on B.
 """
 
@@ -35,6 +35,7 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Convolutions, Dense, Weight, outline_nbytes
 
+PANEL = 1 << 22  # numbers of a projection that are held in float64: 32 MiB
 Ranks = tuple[int, int]  # channels after the core, and before it
 
 
@@ -143,17 +144,19 @@ def _by_channels(block: Tensor, channels: int) -> Tensor:
 def _inner_gram(rows: Rows, channels: int, outer: Tensor | None = None) -> Tensor:
     """The Gram matrix (I, I) of the input channels of W, or of W projected on A; a panel of that is made at a time."""
     total = torch.zeros(channels, channels, dtype=torch.float64)
-    panel = max(1, streamed.PANEL // rows.shape[1])
-    projected = () if outer is None else (rows.projected(part) for part in torch.split(outer, panel, dim=1))
-    for block in (each for _, each in rows.each()) if outer is None else projected:
-        add_gram(total, _by_channels(block, channels).transpose(1, 2).flatten(0, 1))
+    if outer is None:
+        for _, block in rows.each():
+            add_gram(total, _by_channels(block, channels).transpose(1, 2).flatten(0, 1))
+    else:
+        for part in torch.split(outer, max(1, PANEL // rows.shape[1]), dim=1):
+            add_gram(total, _by_channels(rows.projected(part), channels).transpose(1, 2).flatten(0, 1))
     return total
 
 
 def _outer_gram(rows: Rows, inner: Tensor) -> Tensor:
     """The Gram matrix (O, O) of W projected on B; a panel of that, of some directions, is made at a time."""
     total = torch.zeros(rows.shape[0], rows.shape[0], dtype=torch.float64)
-    for part in torch.split(inner, max(1, streamed.PANEL * len(inner) // math.prod(rows.shape)), dim=1):
+    for part in torch.split(inner, max(1, PANEL * len(inner) // math.prod(rows.shape)), dim=1):
         projected = _projected(rows, part)
         panel = torch.empty(projected.shape, dtype=torch.float64)
         for place, block in projected.each():

@@ -15,7 +15,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Reads, Rotates
+from aicompress.methods.capabilities import Reads, Rotates, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.orthogonal import OrthogonalMatrix, rotation
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of, base_shift
@@ -85,6 +85,19 @@ def describe(config: HadamardConfig, weight: Weight) -> dict[str, Any]:
     return {**method.describe(base, weight), "base": method.name}
 
 
+def by_rows(config: HadamardConfig) -> bool:
+    """Whether the base method compresses rows independently, and reads no statistics."""
+    method, base = base_of(config)
+    apart = method.row_wise
+    return apart is not None and not method.reads(base) and apart.independent(base) and not apart.parted(base)
+
+
+def multiple(config: HadamardConfig) -> int:
+    """As the base method."""
+    method, base = base_of(config)
+    return 1 if method.row_wise is None else method.row_wise.multiple(base)
+
+
 METHOD = LayerMethod(
     name="hadamard",
     command="quantize",
@@ -95,6 +108,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    row_wise=RowWise(by_rows, multiple=multiple, exact=False),
     describe=describe,
     reading=Reads(reads, base_shift),
     rotates=Rotates(residual_rotation, lambda config: config.untie),

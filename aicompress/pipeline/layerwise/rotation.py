@@ -46,8 +46,11 @@ def rotated(step: StepInput, method: AnyLayerMethod) -> tuple[Checkpoint, list[s
     except Refused as error:
         raise Refused(f"{checkpoint.path} cannot be rotated: {error.message}", error.hint or HINT) from error
     _require_plain(view, turnable)
+    matrices = [axis for reader in turnable.readers for axis in reader.matrices]
+    axes = [*matrices, *turnable.writers]
+    by_rows = {axis.parameter for axis in axes} - {axis.parameter for axis in axes if axis.axis == 0}
     for parameter, change in turnable.changes(view.dense, rotating(turnable.width, turnable.centred)):
-        view.change(parameter, change)
+        view.change(parameter, change, parameter in by_rows)
     return view, warnings
 
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from aicompress.methods.factorize import streamed, svd
+from aicompress.methods.factorize import svd, tucker
 from aicompress.methods.factorize.streamed import Rows
 from aicompress.methods.factorize.svd import SvdConfig
 from aicompress.methods.factorize.tucker import METHOD, TuckerConfig, apply, factors, outline, ranks_of, resolve
@@ -47,7 +47,7 @@ def test_the_squared_error_is_what_the_core_lacks(shape: tuple[int, ...], ranks:
 
 @pytest.mark.parametrize("panel", [300, 1 << 20], ids=["two directions at a time", "all directions"])
 def test_sweeps_lose_less_than_the_first_choice(panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamed, "PANEL", panel)
+    monkeypatch.setattr(tucker, "PANEL", panel)
     weight = randn(16, 12, 9).double()
     rows, lost = Rows((16, 108), [lambda: weight[:10].flatten(1), lambda: weight[10:].flatten(1)]), list[float]()
     for sweeps in range(4):

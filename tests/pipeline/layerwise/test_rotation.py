@@ -14,12 +14,14 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.views import noise
+from aicompress.checkpoint.views.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.request import Request, StepInput
 from aicompress.pipeline.layerwise.rotation import rotated
+from aicompress.pipeline.layerwise.rows import reading
 from aicompress.pipeline.step.input import open_input
 from aicompress.pipeline.step.options import Options
 from aicompress.recipe import Recipe
@@ -182,6 +184,22 @@ def test_bfloat16_in_shards(tmp_path: Path, tiny_llama_bf16: Path) -> None:
     before = logits(tiny_llama_bf16)
     assert (logits(tmp_path / "out") - before).norm() < 0.1 * before.norm()
     assert Checkpoint.open(tmp_path / "out").specs["model.embed_tokens.weight"].dtype == torch.bfloat16
+
+
+def test_what_reads_the_stream_is_rotated_in_blocks_of_rows(
+    tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So are embeddings; only what writes the stream, whose rows are mixed, is read whole."""
+    view, _ = view_of(tiny_llama_bf16)
+    embedding = "model.embed_tokens.weight"
+    blocks = [view.rows(embedding, start, start + 32) for start in range(0, view.tensors[embedding].spec.shape[0], 32)]
+    torch.testing.assert_close(torch.cat(blocks).to(torch.bfloat16), view.read(embedding))
+    monkeypatch.setattr(reading, "BLOCK", 1 << 10)
+    whole, exact = set[str](), RewrittenCheckpoint.exact
+    monkeypatch.setattr(RewrittenCheckpoint, "exact", lambda own, name: whole.add(name) or exact(own, name))
+    run(tiny_llama_bf16, tmp_path / "out", write_recipe(tmp_path, None, method=FINE))
+    kinds = {name.rpartition(".")[0].rpartition(".")[2] for name in whole if view.tensors[name].spec.shape[1:]}
+    assert kinds == {"o_proj", "down_proj"}
 
 
 def test_what_does_not_go_together_is_refused(

@@ -31,6 +31,7 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.report_rows import (
     COARSE_NOTE,
+    ROTATED_NOTE,
     changed_row,
     idle_row,
     is_coarse,
@@ -179,6 +180,7 @@ class RowBlocks:
         row = changed_row(self.compression.method, layer, layer.outline, error, seconds)
         row = noted(row, rounded_note(Rounded.of_blocks([each.rounded for each in sums])))
         row = row if layer.group is None else noted(row, shared_note(layer.group, name))
+        row = row if self.compression.method.rotates is None else noted(row, ROTATED_NOTE)
         return name, [noted(row, COARSE_NOTE) if any(each.coarse for each in sums) else row]
 
     def _copied(self, name: str, rows: slice) -> BySums:
@@ -187,7 +189,7 @@ class RowBlocks:
         value = (
             checkpoint.weight(name, rows)
             if name in checkpoint.manifest.entries
-            else checkpoint.rows(name, rows.start, rows.stop)
+            else checkpoint.rows(name, rows.start, rows.stop).to(self.output.parameters[name].dense.dtype)
         )
         for tensor in [value] if isinstance(value, Tensor) else value.tensors().values():
             if not self.layers.get(name) and not may_be_infinite(name):
