@@ -2,14 +2,16 @@
 
 torch-pruning traces the graph (Fang et al. 2023, arXiv:2301.12900): through norms, residual sums, concatenations and
 the flattening before a linear layer. What it takes for granted (any operation it does not know acts on each channel
-alone) is not taken for granted here: `model.channels.trial` removes channels of every group and compares.
+alone) is not taken for granted here: `model.channels.removable` removes channels of every group and compares.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -55,6 +57,12 @@ class ChannelGroup:
     size: int
     members: tuple[Member, ...]
     cohorts: tuple[int, ...]
+
+    @property
+    def places(self) -> list[int]:
+        """The place of each unit in its cohort."""
+        counts: defaultdict[int, Iterator[int]] = defaultdict(count)
+        return [next(counts[cohort]) for cohort in self.cohorts]
 
 
 @dataclass(frozen=True)

@@ -67,13 +67,7 @@ def refusal(module: nn.Module, inputs: Any, groups: Sequence[ChannelGroup]) -> s
 
 def _half(group: ChannelGroup) -> list[int]:
     """Every other unit of each cohort; the first alone where there are two or fewer."""
-    seen = [0] * (max(group.cohorts) + 1)
-    kept: list[int] = []
-    for unit, cohort in enumerate(group.cohorts):
-        if seen[cohort] % 2 == 0:
-            kept.append(unit)
-        seen[cohort] += 1
-    return kept
+    return [unit for unit, place in enumerate(group.places) if place % 2 == 0]
 
 
 def generic(module: nn.Module) -> nn.Module:

@@ -110,13 +110,7 @@ def _size(module: nn.Module, member: Member, group: ChannelGroup, wanted: Mappin
 
 def _first(group: ChannelGroup, size: int) -> list[int]:
     """The first units of every cohort."""
-    left = [size // (max(group.cohorts) + 1)] * (max(group.cohorts) + 1)
-    kept: list[int] = []
-    for unit, cohort in enumerate(group.cohorts):
-        if left[cohort]:
-            left[cohort] -= 1
-            kept.append(unit)
-    return kept
+    return [unit for unit, place in enumerate(group.places) if place < size // (max(group.cohorts) + 1)]
 
 
 @dataclass(frozen=True)

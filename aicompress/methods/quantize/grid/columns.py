@@ -141,7 +141,7 @@ def round_columns(
     """Round row i of `targets` to its grid, then add coupling[i, k] (ŵ_i − reference_i) to every later row k.
 
     Args:
-        targets, coupling, reference: as of a `Sweep`.
+        targets, coupling, reference: as of a `ColumnSweep`.
         levels: what to round to.
 
     Returns:
