@@ -107,6 +107,6 @@ def _like(matrix: Tensor, factor: Weight) -> Dense:
     return Dense(matrix.to(stored.dtype).contiguous())
 
 
-def is_plain_product(weight: Weight) -> TypeGuard[LowRank]:
+def is_plain_product(weight: Weight | None) -> TypeGuard[LowRank]:
     """Whether a weight is two factors of plain numbers."""
     return isinstance(weight, LowRank) and isinstance(weight.out, Dense) and isinstance(weight.inner, Dense)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -135,23 +135,30 @@ class Compression:
                 rows.append(noted(row, TURNED_NOTE) if moves else row)
         return old.with_parts(factors), rows
 
-    def _experts(self, job: LayerPlan, experts: MergedExperts, known: LayerStatistics) -> tuple[Weight, LayerRow]:
-        """Compress the experts that a parameter holds, each by itself; one is in memory at a time."""
+    def experts(
+        self, job: LayerPlan, experts: MergedExperts, known: LayerStatistics
+    ) -> Iterator[tuple[Weight, float, float]]:
+        """Compress the experts that a parameter holds, each by itself; one is in memory at a time.
+
+        Yields:
+            The weight of each in turn, ‖W − Ŵ‖² and ‖W‖².
+        """
         assert job.config is not None
-        weights: list[Weight] = []
-        error, norm, start = 0.0, 0.0, time.perf_counter()
         read, by = reader(self.checkpoint, job.info, self.seed), self.checkpoint.factors(job.info.tensor)
         scales = None if by is None else experts.split(job.info.matrix(by))
         for number in range(experts.count):
             own = known.of_expert(experts, number)
             layer = dataclasses.replace(read(number), inputs=own.inputs, gradients=own.gradients)
-            weights.append(self.method.stored(layer, self.method.apply(layer, job.config)))
-            scale = None if scales is None else scales[number]
-            lost, whole = _squared_sums(layer.weight, weights[-1], scale)
-            error, norm = error + lost, norm + whole
+            weight = self.method.stored(layer, self.method.apply(layer, job.config))
+            yield weight, *_squared_sums(layer.weight, weight, None if scales is None else scales[number])
+
+    def _experts(self, job: LayerPlan, experts: MergedExperts, known: LayerStatistics) -> tuple[Weight, LayerRow]:
+        """Compress the experts that a parameter holds, each by itself."""
+        start = time.perf_counter()
+        weights, errors, norms = zip(*self.experts(job, experts, known), strict=True)
         seconds = time.perf_counter() - start
         weight = PerExpert.joined(weights, experts.transposed)
-        row = changed_row(self.method, job, weight, relative(error, norm), seconds)
+        row = changed_row(self.method, job, weight, relative(sum(errors), sum(norms)), seconds)
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
 
     def _both(

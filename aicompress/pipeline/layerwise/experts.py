@@ -166,7 +166,8 @@ def reader(checkpoint: Checkpoint, info: LayerInfo, seed: int) -> Callable[[int]
     step = info.tensor_shape[0] // experts.count
     multiple = checkpoint.row_multiple(info.tensor)
     alone = info.tensor not in checkpoint.manifest.entries and multiple > 0 and step % multiple == 0
-    whole = None if alone else checkpoint.weight(info.tensor)
+    apart = isinstance(info.outline, PerExpert) and not info.part and multiple == 1  # each can be read without others
+    whole = None if alone or apart else checkpoint.weight(info.tensor)
     whole = whole.parts()[info.part] if info.part and whole is not None else whole
     if whole is not None and info.outline is None:  # decoded for new codes
         whole = Dense(whole.dense())
@@ -177,6 +178,10 @@ def reader(checkpoint: Checkpoint, info: LayerInfo, seed: int) -> Callable[[int]
             return form
         if isinstance(whole, Dense):
             return Dense(experts.split(info.matrix(whole.matrix))[number])
+        if apart:
+            block = checkpoint.weight(info.tensor, slice(number, number + 1))
+            assert isinstance(block, PerExpert)
+            return block.weights[0]
         rows = checkpoint.rows(info.tensor, number * step, (number + 1) * step)
         return Dense(replace(experts, count=1).split(rows)[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,16 +14,17 @@ from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import listed
-from aicompress.layer import from_matrix
+from aicompress.layer import MergedExperts, from_matrix
+from aicompress.measure import relative
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.layerwise.plan import Plan
-from aicompress.pipeline.layerwise.report_rows import idle_row, noted
+from aicompress.pipeline.layerwise.report_rows import COARSE_NOTE, changed_row, idle_row, is_coarse, noted
 from aicompress.pipeline.layerwise.rows.writing import row_blocks
 from aicompress.pipeline.layerwise.scaling import Rescaling
 from aicompress.pipeline.step.options import Progress
 from aicompress.report.model import LayerRow
 from aicompress.statistics import InputStats
-from aicompress.weights import Dense, Weight
+from aicompress.weights import Dense, PerExpert, Weight
 
 
 @dataclass
@@ -148,10 +150,12 @@ class Work:
         with row_blocks(self.compression, self.plan.by_tensor, self.plan.output, self.writer) as threads:
             for name, rows in threads.written(names):
                 if rows is None and name not in self.written_together:
-                    self.write(name)
-                elif rows is None:
-                    continue
-                else:
+                    experts = self._write_experts(name)
+                    if experts is None:
+                        self.write(name)
+                    else:
+                        self.record(name, [experts])
+                elif rows is not None:
                     self.record(name, rows)
             self.infinite |= threads.infinite
         if self.infinite:
@@ -159,6 +163,30 @@ class Work:
             self.warnings.append(
                 f"{len(self.infinite)} tensors hold NaN or infinity and are copied as they are: {shown}"
             )
+
+    def _write_experts(self, name: str) -> LayerRow | None:
+        """Compress the experts in one tensor and write each before the next is read; None of any other parameter."""
+        job = next((layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None), None)
+        if job is None or job.info.experts is None or job.info.part or job.outline is None:
+            return None
+        start, count, is_any_coarse = time.perf_counter(), job.info.experts.count, False
+        errors, norms = list[float](), list[float]()
+        for number, (weight, *sums) in enumerate(self.compression.experts(job, job.info.experts, LayerStatistics())):
+            for disk, tensor in self._encoded_expert(name, weight, job.info.experts).items():
+                self.writer.put_part(disk, tensor, number * (self.plan.output.stored[name][disk].shape[0] // count))
+            errors, norms = [*errors, sums[0]], [*norms, sums[1]]
+            is_any_coarse |= is_coarse(weight)
+        error, seconds = relative(sum(errors), sum(norms)), time.perf_counter() - start
+        row = changed_row(self.compression.method, job, job.outline, error, seconds)
+        return noted(row, COARSE_NOTE) if is_any_coarse else row
+
+    def _encoded_expert(self, name: str, weight: Weight, experts: MergedExperts) -> dict[str, Tensor]:
+        """What one expert of a parameter is on disk."""
+        dense = self.plan.output.parameters[name].dense
+        one = PerExpert.joined([weight], experts.transposed)
+        if not isinstance(one, Dense):
+            return self.plan.output.encode(name, one)
+        return {name: one.matrix.reshape(dense.shape[0] // experts.count, *dense.shape[1:]).to(dense.dtype)}
 
     def record(self, name: str, rows: list[LayerRow]) -> None:
         """Note in the journal that a parameter is written."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from aicompress.weights import IntGrouped, Sparse, Weight, entropy_coded
+from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, Weight, entropy_coded
 from tests.weights.forms import write_form
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +48,9 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("prune", {"name": "magnitude", "sparsity": 0.9}, "-mask-coded"),
     ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-codes-coded"),
     ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-mask"),
+    ("prune", {"name": "magnitude", "sparsity": 0.5}, "-experts"),
+    ("quantize", {"name": "sinq", "granularity": "tensor", "iterations": 1}, "-experts"),
+    ("prune", {"name": "magnitude", "sparsity": 0.5, "store": "sparse"}, "-factors"),
 ]
 MEASURE = """
 import ctypes, json, os, sys
@@ -109,6 +112,7 @@ def as_stored(tensor: torch.Tensor) -> dict[str, Weight]:
     codes = (2 * tensor).round_().clamp_(-8, 7).to(torch.int8)
     scale = torch.ones(tensor.shape[0], tensor.shape[1] // 64)
     return {
+        "factors": LowRank(Dense(tensor), Dense(torch.randn(tensor.shape[1], 2 * tensor.shape[1]))),
         "mask": mask,
         "mask-coded": entropy_coded(mask),
         "codes-coded": entropy_coded(IntGrouped(codes, scale, None, 4, 64)),
@@ -132,6 +136,7 @@ def test_memory_does_not_grow_with_a_tensor(bare_python: list[str], tmp_path: Pa
     for name, tensor in {"tiny": rows[:64].clone(), "small": rows, "large": more}.items():
         save_file({"fc.weight": tensor}, tmp_path / f"{name}.safetensors")
         save_file({"conv.weight": tensor.reshape(-1, 64, 1, 4)}, tmp_path / f"{name}-conv.safetensors")
+        save_file({"experts.up_proj": tensor.reshape(-1, 64, COLUMNS)}, tmp_path / f"{name}-experts.safetensors")
         save_file(encoded(tensor, "fp8"), tmp_path / f"{name}-fp8.safetensors")
         save_file(encoded(tensor, "gptq"), tmp_path / f"{name}-gptq.safetensors")
         save_file({"a.weight": tensor, "b.weight": tensor.clone()}, tmp_path / f"{name}-twice.safetensors")

@@ -20,7 +20,7 @@ from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.grid import compiled
 from aicompress.pipeline import export
-from aicompress.pipeline.layerwise import planner
+from aicompress.pipeline.layerwise import planner, work
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.rows import reading, writing
 from aicompress.pipeline.step import blocks
@@ -246,7 +246,7 @@ def test_blocks_of_stored_forms_give_the_bytes_of_the_whole(
 
     pruned = ("prune/magnitude-90-sparse",), ("prune/magnitude-50", "method.store=dense")
     recipes = (("export",), ("quantize/rtn-w3", "method.group_size=20"), *(pruned if "mask" in form else ()))
-    for recipe in recipes[: 1 if weight.parts() else 4]:
+    for recipe in (*recipes, *(pruned[:1] if form == "factors" else ())):
         with monkeypatch.context() as patched:
             patched.setattr(reading, "BLOCK", 8000)
             patched.setattr(blocks, "BLOCK", 6000)
@@ -325,6 +325,36 @@ def factors(path: Path) -> dict[str, torch.Tensor]:
     """What a file's factors, or other described weights, give."""
     made = Checkpoint.open(path)
     return {name: made.weight(name).dense() for name in made.manifest.entries}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ("prune/magnitude-90-sparse",),  # of all experts as one matrix
+        ("prune/lamp-50", "method.store=sparse"),  # one by one, as these are
+        ("quantize/sinq-w4", "method.granularity=tensor", "method.iterations=1", "method.range=minmax"),
+    ],
+    ids=" ".join,
+)
+def test_experts_that_are_written_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
+) -> None:
+    """Plain ones, and what is made of them in turn."""
+    source = tmp_path / "in.safetensors"
+    save_file({"experts.down_proj": torch.randn(3, 32, 40), "fc.weight": torch.randn(8, 40)}, source)
+    monkeypatch.setattr(reading, "BLOCK", 1)
+    for turn in range(2):
+        blocks, whole = tmp_path / f"{turn}-blocks.safetensors", tmp_path / f"{turn}-whole.safetensors"
+        in_blocks = run(source, blocks, *recipe)
+        with monkeypatch.context() as patched:
+            patched.setattr(reading, "divisible", lambda *_: False)
+            patched.setattr(work.Work, "_write_experts", lambda *_: None)
+            as_whole = run(source, whole, *recipe)
+        assert blocks.read_bytes() == whole.read_bytes()
+        for one, other in zip(in_blocks.layers, as_whole.layers, strict=True):
+            assert (one.form, one.detail, one.bytes_after) == (other.form, other.detail, other.bytes_after)
+            assert one.rel_error == pytest.approx(other.rel_error, rel=1e-6)
+        source = blocks
 
 
 @pytest.mark.parametrize("size", [("method.keep=0.4",), ("method.keep=null", "method.energy=0.5")], ids="".join)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import CheckpointWriter
+from aicompress.pipeline.layerwise.rows.parts import encoded
 from aicompress.pipeline.step.output import Output
 from aicompress.weights import Masked, SparseCodes, Weight
 from aicompress.weights.coding.packing import WORD
@@ -27,6 +28,7 @@ class KeptBlocks:
     Attributes:
         name: the parameter.
         output, writer: where it goes.
+        part: of its weight, of which these are rows; '' for all of it.
         begin: where the next block's part of a tensor begins, by its name on disk.
         rest: codes that fill no word yet.
     """
@@ -34,6 +36,7 @@ class KeptBlocks:
     name: str
     output: Output
     writer: CheckpointWriter
+    part: str = ""
     begin: dict[str, int] = field(default_factory=dict)
     rest: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int8))
 
@@ -51,7 +54,7 @@ class KeptBlocks:
             codes = torch.cat([self.rest, weight.codes])
             whole = len(codes) if is_last else len(codes) // WORD * WORD
             weight, self.rest = replace(weight, codes=codes[:whole]), codes[whole:]
-        for disk, part in self.output.encode(self.name, weight).items():
+        for disk, part in encoded(self.output, self.name, weight, self.part).items():
             first = self.begin.get(disk, 0)
             if first < self.output.stored[self.name][disk].shape[0]:  # else each block gives all of it
                 self.writer.put_part(disk, part, first)

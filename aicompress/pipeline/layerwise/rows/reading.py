@@ -10,6 +10,7 @@ from functools import partial
 from aicompress.checkpoint import Checkpoint, files
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.factors import is_plain_product
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.rows.kept import is_kept_apart
@@ -34,9 +35,10 @@ def slices(compression: Compression, name: str, job: LayerPlan | None) -> list[s
     checkpoint, rows_apart = compression.checkpoint, compression.method.row_wise
     multiple = 1 if job is None or rows_apart is None else rows_apart.multiple(job.config)
     layers = 1 if job is None or job.group is None else len(job.group.members)
+    part = "" if job is None else job.info.part
     axis, shape = axis_of(checkpoint, name, job), checkpoint.parameters()[name].shape
-    along = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    stored = checkpoint.row_multiple(name)
+    along = job.info.shape if job is not None and part else (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    stored = checkpoint.row_multiple(name, part)
     return blocks(along, multiple, BLOCK // layers, math.lcm(stored, _narrow(math.prod(along[1:]))) if axis else stored)
 
 
@@ -50,6 +52,8 @@ def _narrow(inputs: int) -> int:
 
 def axis_of(checkpoint: Checkpoint, name: str, job: LayerPlan | None) -> int:
     """The axis of a parameter that the rows of its blocks lie along: 1 of a layer that is stored (in, out)."""
+    if job is not None and job.info.part:
+        return 0
     return 1 if job is not None and job.info.transposed else checkpoint.row_axis(name)
 
 
@@ -66,7 +70,7 @@ def read(compression: Compression, job: LayerPlan, rows: slice) -> Layer:
         tensor = checkpoint.rows(info.tensor, rows.start, rows.stop, axis)
         weight: Weight = Dense(info.matrix(tensor).contiguous())
     else:
-        weight = checkpoint.weight(info.tensor, rows)
+        weight = checkpoint.weight(info.tensor, rows, info.part)
         own = replace(own, outline=weight)
     matrix = weight.dense()
     require_finite(matrix, info.name, checkpoint.path)
@@ -76,6 +80,8 @@ def read(compression: Compression, job: LayerPlan, rows: slice) -> Layer:
 def part_of(info: LayerInfo, rows: slice) -> LayerInfo:
     """Some rows of a layer's tensor, as those of a layer."""
     count = rows.stop - rows.start
+    if info.part:
+        return replace(info, shape=(count, info.shape[1]))
     if info.transposed:
         return replace(info, shape=(count, info.shape[1]), tensor_shape=(info.tensor_shape[0], count))
     shape = (info.shape[0] * count // info.tensor_shape[0], info.shape[1])
@@ -83,18 +89,39 @@ def part_of(info: LayerInfo, rows: slice) -> LayerInfo:
 
 
 def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) -> bool:
-    """Whether a parameter may be done in blocks of rows: copied as it is, or compressed row by row."""
+    """Whether a parameter may be done in blocks of rows: copied as it is, or compressed row by row.
+
+    Args:
+        compression: of the step.
+        name: the parameter.
+        layers: its layers.
+    """
     checkpoint, method = compression.checkpoint, compression.method
-    if not checkpoint.row_multiple(name):
+    chosen = [layer for layer in layers if layer.config is not None]
+    if not all(_by_rows(method, layer) for layer in chosen) or _together(compression, name, chosen):
         return False
-    return all(_by_rows(method, layer) for layer in layers if layer.config is not None)
+    return all(checkpoint.row_multiple(name, layer.info.part) for layer in chosen) and (
+        bool(chosen) or checkpoint.row_multiple(name) > 0
+    )
+
+
+def _together(compression: Compression, name: str, chosen: Sequence[LayerPlan]) -> bool:
+    """Whether one factor of a parameter is rounded as the other one can make up for it."""
+    if not compression.method.recodes or not any(layer.info.part for layer in chosen):
+        return False
+    lent = bool(compression.checkpoint.manifest.owners(name))
+    return (lent or len(chosen) > 1) and is_plain_product(compression.checkpoint.outline(name))
 
 
 def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[str]:
     """A note that names the largest layer of those that a method without calibration data works on as a whole."""
     method = compression.method
     chosen = [layer for layer in layers if layer.config is not None and not method.reads(layer.config)]
-    infos = [layer.info for layer in chosen if not divisible(compression, layer.info.tensor, [layer])]
+    by_tensor: dict[str, list[LayerPlan]] = {}
+    for layer in chosen:
+        by_tensor.setdefault(layer.info.tensor, []).append(layer)
+    whole_tensors = {name for name, its in by_tensor.items() if not divisible(compression, name, its)}
+    infos = [layer.info for layer in chosen if layer.info.tensor in whole_tensors]
     whole = [info if info.experts is None else info.of_expert(0) for info in infos]
     largest = max(whole, key=lambda info: math.prod(info.shape), default=None)
     if largest is None or math.prod(largest.shape) <= BLOCK:
@@ -105,7 +132,7 @@ def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[st
 
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     stored = layer.info.outline is not None
-    if stored and (layer.info.part or layer.group):
+    if stored and layer.group:
         return False
     if stored and layer.outline and not layer.outline.in_proportion() and not is_kept_apart(layer.outline):
         return False
@@ -113,8 +140,6 @@ def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
         return False
     if method.row_wise is None or method.reads(layer.config) or layer.info.experts:
         return False
-    if method.row_wise.parted(layer.config) and layer.info.kind == "experts":
-        return False  # each of them has counts of its own
     return method.row_wise.independent(layer.config)
 
 

@@ -1,8 +1,7 @@
 """Parameters worked on in blocks of rows: each is read, compressed, measured and written while it is near.
 
 What a row becomes must not depend on other rows, or on nothing but counts that a first reading gives (`RowWise`);
-parameters that are copied go this way too.
-Blocks of the next parameters are begun before the last one is finished, so that no core waits.
+parameters that are copied go this way too. Blocks of the next ones are begun before the last one is finished.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,36 +40,16 @@ from aicompress.pipeline.layerwise.report_rows import (
 )
 from aicompress.pipeline.layerwise.rows import reading
 from aicompress.pipeline.layerwise.rows.kept import KeptBlocks, is_kept_apart
+from aicompress.pipeline.layerwise.rows.parts import copy_what_is_no_part, encoded
+from aicompress.pipeline.layerwise.rows.sums import BySums, ErrorSums, compressed, key_of
 from aicompress.pipeline.step.blocks import copied_in_parts
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.pipeline.step.output import Output
 from aicompress.report.model import LayerRow
-from aicompress.weights import Dense, Weight, outline_nbytes
+from aicompress.weights import Dense, Weight
 
 LARGE = 1 << 28  # weights from which on compiled code is worth loading, or compiling
 AHEAD = 4  # parameters begun before the first of them is finished
-
-
-@dataclass(frozen=True)
-class ErrorSums:
-    """What a block adds to its layer's row.
-
-    Attributes:
-        error: ‖W − Ŵ‖².
-        norm: ‖W‖².
-        seconds: in the method.
-        coarse: whether its scales are.
-        rounded: what rounding it in no more bytes would lose.
-    """
-
-    error: float = 0.0
-    norm: float = 0.0
-    seconds: float = 0.0
-    coarse: bool = False
-    rounded: Rounded | None = None
-
-
-BySums: TypeAlias = dict[str, ErrorSums]  # by parameter
 
 
 @dataclass(frozen=True)
@@ -84,6 +63,8 @@ class RowBlocks:
         writer: where bytes go.
         pool: the threads.
         compiled: the method's `measured`, where it is worth the time it takes to be ready.
+        infinite: parameters that are copied though they are not finite.
+        groups: those that are begun.
     """
 
     compression: Compression
@@ -92,8 +73,8 @@ class RowBlocks:
     writer: CheckpointWriter
     pool: ThreadPoolExecutor
     compiled: Callable[[Tensor, LayerInfo, Any], Measured | None] | None = None
-    infinite: set[str] = field(default_factory=set)  # copied as they are
-    groups: dict[Group, list[Future[BySums]]] = field(default_factory=dict)  # those that are begun
+    infinite: set[str] = field(default_factory=set)
+    groups: dict[Group, list[Future[BySums]]] = field(default_factory=dict)
 
     def written(self, names: Sequence[str]) -> Iterator[tuple[str, list[LayerRow] | None]]:
         """Write parameters in order, and give their layers' rows; None for one that has to be done as a whole.
@@ -114,20 +95,30 @@ class RowBlocks:
     def _begin(self, name: str) -> list[Future[BySums]]:
         if not reading.divisible(self.compression, name, self.layers.get(name, [])):
             return []
-        job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
-        if job is not None and job.group is not None:
-            return self._begin_group(job.group)
-        parts = reading.slices(self.compression, name, job)
-        outline = self.compression.checkpoint.outline(name) if job is None else None
+        layers = self.layers.get(name, [])
+        jobs = [layer for layer in layers if layer.config is not None]
+        if jobs and jobs[0].group is not None:
+            return self._begin_group(jobs[0].group)
+        if jobs:
+            left = [layer for layer in layers if layer.config is None and not layer.info.owner]  # other parts of it
+            if jobs[0].info.part:
+                copy_what_is_no_part(self.compression.checkpoint, name, self.writer)
+            begun = [future for job in jobs for future in self._begin_job(name, job)]
+            return begun + [self.pool.submit(self._copied_part, name, layer) for layer in left]
+        outline = self.compression.checkpoint.outline(name)
         if outline is not None and not outline.in_proportion():
             return [self.pool.submit(self._copied_in_parts, name)]
-        if job is None:
-            return [self.pool.submit(self._copied, name, rows) for rows in parts]
+        parts = reading.slices(self.compression, name, None)
+        return [self.pool.submit(self._copied, name, rows) for rows in parts]
+
+    def _begin_job(self, name: str, job: LayerPlan) -> list[Future[BySums]]:
+        """Begin a layer: a parameter, or a part of one."""
+        parts, part = reading.slices(self.compression, name, job), job.info.part
         begin, submitted = dict[str, int](), list[Future[BySums]]()
         in_order = job.info.outline is not None and job.outline is not None and is_kept_apart(job.outline)
-        kept = KeptBlocks(name, self.output, self.writer) if in_order else None
+        kept = KeptBlocks(name, self.output, self.writer, part) if in_order else None
         for rows, config in zip(parts, self._configs(job, name, parts), strict=True):
-            put = partial(self._put, name, start=rows.start, begin=dict(begin))
+            put = partial(self._put, name, start=rows.start, begin=dict(begin), part=part)
             if kept is not None:
                 put = partial(kept.put, previous=submitted[-1] if submitted else None, is_last=rows is parts[-1])
             submitted.append(self.pool.submit(self._block, name, rows, replace(job, config=config), put))
@@ -137,7 +128,7 @@ class RowBlocks:
         return submitted
 
     def _begin_group(self, group: Group) -> list[Future[BySums]]:
-        """Begin layers that share what they become, unless one of the others has."""
+        """Begin layers that share what they become."""
         if group not in self.groups:
             jobs = [self.layers[member][0] for member in group.members]
             whole = not all(reading.divisible(self.compression, job.info.tensor, [job]) for job in jobs)
@@ -169,19 +160,22 @@ class RowBlocks:
     def _finish(self, name: str, parts: list[Future[BySums]]) -> tuple[str, list[LayerRow] | None]:
         if not parts:
             return name, None
-        sums = [part.result()[name] for part in parts]
+        done = [part.result() for part in parts]
         layers = self.layers.get(name, [])
-        layer = next(iter(layers), None)
-        if layer is None or layer.config is None:
-            return name, [idle_row(each) for each in layers]  # of each part of a stored weight
+        jobs = [layer for layer in reversed(layers) if layer.config is not None]  # parts as they are applied
+        rows = [self._row(job, [sums[key_of(job)] for sums in done if key_of(job) in sums]) for job in jobs]
+        return name, [*rows, *(idle_row(layer) for layer in layers if layer.config is None)]
+
+    def _row(self, layer: LayerPlan, sums: Sequence[ErrorSums]) -> LayerRow:
+        """The row of a layer, of what its blocks gave."""
         assert layer.outline is not None
         error = relative(math.fsum(each.error for each in sums), math.fsum(each.norm for each in sums))
         seconds = sum(each.seconds for each in sums)
         row = changed_row(self.compression.method, layer, layer.outline, error, seconds)
         row = noted(row, rounded_note(Rounded.of_blocks([each.rounded for each in sums])))
-        row = row if layer.group is None else noted(row, shared_note(layer.group, name))
+        row = row if layer.group is None else noted(row, shared_note(layer.group, layer.info.tensor))
         row = row if self.compression.method.rotates is None else noted(row, ROTATED_NOTE)
-        return name, [noted(row, COARSE_NOTE) if any(each.coarse for each in sums) else row]
+        return noted(row, COARSE_NOTE) if any(each.coarse for each in sums) else row
 
     def _copied(self, name: str, rows: slice) -> BySums:
         """Copy some rows of a parameter."""
@@ -198,6 +192,14 @@ class RowBlocks:
                 self.infinite.add(name)
         self._put(name, value, rows.start)
         return {name: ErrorSums()}
+
+    def _copied_part(self, name: str, layer: LayerPlan) -> BySums:
+        """Copy a part of a stored weight."""
+        checkpoint, part = self.compression.checkpoint, layer.info.part
+        alone = layer.info.outline is not None and layer.info.outline.in_proportion()
+        for rows in reading.slices(self.compression, name, layer) if alone else [None]:
+            self._put(name, checkpoint.weight(name, rows, part), 0 if rows is None else rows.start, part=part)
+        return {}
 
     def _copied_in_parts(self, name: str) -> BySums:
         """Copy a parameter of which no block of rows can be written alone."""
@@ -217,16 +219,9 @@ class RowBlocks:
             if measured is not None:
                 put(measured.weight)
                 return {name: ErrorSums(measured.error, measured.norm, seconds, is_coarse(measured.weight))}
-        layer = reading.read(self.compression, job, rows)
-        start = time.perf_counter()
-        weight = self.compression.method.stored(layer, self.compression.method.apply(layer, job.config), job.outline)
-        seconds = time.perf_counter() - start
+        weight, sums = compressed(self.compression.method, job, reading.read(self.compression, job, rows))
         put(weight)
-        sums = squared_sums(layer.weight, weight)
-        assert job.outline is not None
-        size = outline_nbytes(job.outline) * layer.info.shape[0] // job.info.shape[0]  # its part of the layer's bytes
-        rounded = self.compression.method.rounded(layer, job.config, weight, size)
-        return {name: ErrorSums(*sums, seconds, is_coarse(weight), rounded)}
+        return {key_of(job): sums}
 
     def _together(self, jobs: Sequence[LayerPlan], rows: slice) -> BySums:
         """Read, compress and write the same rows of layers that share what they become."""
@@ -241,26 +236,32 @@ class RowBlocks:
             sums[job.info.tensor] = ErrorSums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight))
         return sums
 
-    def _put(self, name: str, weight: Tensor | Weight, start: int, begin: Mapping[str, int] | None = None) -> None:
+    def _put(
+        self, name: str, weight: Tensor | Weight, start: int, begin: Mapping[str, int] | None = None, part: str = ""
+    ) -> None:
         """Write what the rows from `start` on became.
 
         Args:
             begin: where their part of a tensor begins, by its name on disk, if not in proportion to the rows.
+            part: of the parameter's weight, of which these are rows; '' for all of it.
         """
-        dense, job = self.output.parameters[name].dense, next(iter(self.layers.get(name, [])), None)
+        planned, job = self.output.parameters[name], next(iter(self.layers.get(name, [])), None)
         axis = reading.axis_of(self.compression.checkpoint, name, job if job and job.config is not None else None)
-        if isinstance(weight, Dense):
+        dense, total = planned.dense, planned.dense.shape[0 if part else axis]
+        if part and planned.weight is not None:
+            total = planned.weight.parts()[part].shape[0]
+        elif isinstance(weight, Dense):
             matrix = weight.matrix.t() if axis else weight.matrix.reshape(-1, *dense.shape[1:])
             weight = matrix.to(dense.dtype)
-        for disk, part in self.output.encode(name, weight).items():
+        for disk, tensor in encoded(self.output, name, weight, part).items():
             if begin and begin.get(disk, 0) >= self.output.stored[name][disk].shape[0]:
                 continue  # each block gives all of it, and the first one has
             if isinstance(weight, Tensor):
-                self.writer.put_part(disk, part, start, axis)
+                self.writer.put_part(disk, tensor, start, axis)
             elif begin and disk in begin:
-                self.writer.put_part(disk, part, begin[disk])
+                self.writer.put_part(disk, tensor, begin[disk])
             else:
-                self.writer.put_rows(disk, part, start, dense.shape[axis])
+                self.writer.put_rows(disk, tensor, start, total)
 
 
 def fast_pass(
