@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aicompress.methods.factorize.weighting.roots import Root
+from aicompress.methods.span_metric import SpanMetric
 from aicompress.weights import Dense, LowRank, Weight
 
 DAMPING = 0.01  # added to the Gram matrix, as a part of its mean diagonal
@@ -52,15 +53,17 @@ def refit_outer(weight: LowRank, inner: Weight, gram: Tensor | None) -> LowRank:
     return LowRank(_like(fitted, weight.out), weight.inner)
 
 
-def outer_metric(weight: LowRank) -> Tensor:
-    """The metric P, (out, out) float64, of an error E of the outer factor: tr(P E Eᵀ) is what remains after a refit.
+def outer_metric(weight: LowRank) -> SpanMetric:
+    """The metric P over the rows of the outer factor, of its error E: tr(P E Eᵀ) is what remains after a refit.
 
     The best inner factor for U + E leaves the error (I − U U⁺) E V. P also counts a small part of what the inner factor
     makes up for, so that U does not move far.
     """
     out = weight.out.dense().double()
-    inside = out @ Root.of(out.t() @ out, EMPTY).solve(out).t()
-    return torch.eye(len(out), dtype=out.dtype) - (1 - KEPT) * (inside + inside.t()) / 2
+    root = Root.of(out.t() @ out, EMPTY)
+    assert root.vectors is not None
+    span = (out @ root.vectors) * torch.where(root.values > 0, 1 / root.values, 0)  # U U⁺ is W Wᵀ
+    return SpanMetric(span, 1 - KEPT)
 
 
 def inner_metric(weight: LowRank, outer: Weight, gram: Tensor | None) -> Tensor:

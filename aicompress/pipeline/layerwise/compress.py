@@ -22,6 +22,7 @@ from aicompress.methods.factors import (
 )
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.quantize.grid.row_feedback import BLOCKS, rounded_by_rows
+from aicompress.methods.span_metric import SpanMetric
 from aicompress.pipeline.calibration.request import MIN_ROWS, input_width
 from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.layerwise.report_rows import (
@@ -179,7 +180,7 @@ class Compression:
         return weight, [noted(row, TURNED_NOTE) for _, row in done.values()]
 
     def _by_rows(
-        self, job: LayerPlan, known: LayerStatistics, stored: LowRank, metric: Tensor, most: int = BLOCKS
+        self, job: LayerPlan, known: LayerStatistics, stored: LowRank, metric: Tensor | SpanMetric, most: int = BLOCKS
     ) -> Compressed:
         """Compress a factor whose rows' errors count together."""
         layer = self._read(job.info, known, stored)

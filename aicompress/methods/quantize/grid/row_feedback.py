@@ -19,6 +19,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import inverse_factor
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
+from aicompress.methods.span_metric import MatrixFeedback, SpanFeedback, SpanMetric
 from aicompress.weights import Dense, Weight
 from aicompress.weights.form import restore
 
@@ -28,13 +29,13 @@ DAMPING = 1e-4  # added to P, as a part of its mean diagonal
 
 
 def rounded_by_rows(
-    layer: Layer, metric: Tensor, method: AnyLayerMethod, config: MethodConfig, most: int = BLOCKS
+    layer: Layer, metric: Tensor | SpanMetric, method: AnyLayerMethod, config: MethodConfig, most: int = BLOCKS
 ) -> Weight:
     """Compress a layer whose rows' errors count together.
 
     Args:
         layer: the layer.
-        metric: P, (out, out), positive semi-definite.
+        metric: P, (out, out), positive semi-definite, or the span that it leaves out.
         method: compresses it.
         config: the method's parameters.
         most: blocks at most.
@@ -44,21 +45,23 @@ def rounded_by_rows(
     """
     known = layer.gradients is not None or layer.movement is not None
     if method.two_sided is not None and not known:
-        weight = method.two_sided.compress(layer, metric, config)
+        weight = method.two_sided.compress(layer, metric if isinstance(metric, Tensor) else metric.matrix(), config)
         if weight is not None:
             return weight
     blocks = [slice(0, layer.info.shape[0])] if known else _blocks(layer, method, config, most)
     if len(blocks) == 1:
         return method.apply(layer, config)
-    factor = inverse_factor(metric, DAMPING)[0]  # C of P⁻¹ = Cᵀ C, upper
-    compressed = method.prepared(layer, config)
-    target, parts = layer.weight.double(), []
+    feedback: MatrixFeedback | SpanFeedback
+    if isinstance(metric, Tensor):
+        feedback = MatrixFeedback(layer.weight.double(), inverse_factor(metric, DAMPING)[0])
+    else:
+        feedback = SpanFeedback(layer.weight, metric, DAMPING)
+    compressed, parts = method.prepared(layer, config), list[Weight]()
     for rows in blocks:
-        wanted = target[rows].float()
+        wanted = feedback.wanted(rows).float()
         part = replace(layer, info=_part(layer.info, rows), weight=wanted, stored=Dense(wanted.to(layer.info.dtype)))
         parts.append(compressed(part))
-        error = torch.linalg.solve_triangular(factor[rows, rows].t(), parts[-1].dense().double() - wanted, upper=False)
-        target[rows.stop :] += factor[rows, rows.stop :].t() @ error
+        feedback.note(rows, parts[-1].dense().double() - wanted)
     tensors = [part.tensors() for part in parts]
     joined = {suffix: torch.cat([each[suffix] for each in tensors]) for suffix in tensors[0]}
     return restore(joined, method.outline(layer.info, config).meta())

@@ -16,6 +16,7 @@ from aicompress.methods.quantize.grid import two_sides
 from aicompress.methods.quantize.grid.row_feedback import ROWS, rounded_by_rows
 from aicompress.methods.quantize.kmeans import METHOD as KMEANS
 from aicompress.methods.quantize.rtn import METHOD as RTN
+from aicompress.methods.span_metric import SpanMetric
 from aicompress.statistics import InputStats
 from aicompress.weights import Dense, Weight
 from tests.methods.layers import layer_of, randn
@@ -49,6 +50,15 @@ def test_rows_to_come_make_up_for_those_that_became_zero() -> None:
     assert not after[half].any()
     moved = torch.linalg.solve(weighed[ROWS:, ROWS:], weighed[ROWS:, half] @ given.weight[half].double())
     torch.testing.assert_close(after[ROWS:], given.weight[ROWS:] + moved.float(), rtol=1e-2, atol=1e-2)
+
+
+def test_a_span_that_is_left_out_gives_the_codes_of_its_matrix() -> None:
+    """No matrix of as many rows and columns is made of it."""
+    given, config = layer(20 * ROWS + 4), RTN.config(bits=2, group_size=16)  # type: ignore[call-arg]
+    span = SpanMetric(torch.linalg.qr(randn(len(given.weight), 12, seed=5).double()).Q, 0.98)
+    fed, wanted = (rounded_by_rows(given, each, RTN, config) for each in (span, span.matrix()))
+    assert torch.equal(fed.dense(), wanted.dense())
+    assert not torch.equal(fed.dense(), RTN.apply(given, config).dense())
 
 
 @pytest.mark.parametrize("method", [RTN, GPTQ], ids=lambda method: method.name)
