@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and the suite itself runs on every core
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that waits leaves its core to the other worker
@@ -141,6 +144,25 @@ def cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = next(caches)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ModuleType, str, str], None]]:
+    """(package, name, source): a file in a folder of its own is a module of the package until the test ends."""
+    joined: list[tuple[ModuleType, str]] = []
+
+    def join(package: ModuleType, name: str, source: str) -> None:
+        folder = tmp_path / f"more-{len(joined)}"
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(source)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        importlib.invalidate_caches()
+        joined.append((package, name))
+
+    yield join
+    for package, name in joined:
+        sys.modules.pop(f"{package.__name__}.{name}", None)
+        vars(package).pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -84,8 +84,12 @@ def test_a_name_that_means_two_modules_cannot_be_a_target() -> None:
     assert ct_config({"a.weight": int8()}, False, ["b.weight"], [reader]) is None
 
 
+PIECES = ["a", "b", "0", "1", "2", "x.y", "w+"]
 NAMES = st.lists(
-    st.lists(st.sampled_from(["a", "b", "0", "1", "2", "x.y", "w+"]), min_size=1, max_size=4).map(".".join),
+    st.one_of(
+        st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map(".".join),
+        st.sampled_from([name.format(n) for name in ("a.{}.b", "a.{}.w+", "b.a.{}.b") for n in range(4)]),
+    ),
     unique=True, max_size=12,
 )  # fmt: skip
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -35,12 +36,8 @@ LAYOUT = ForeignLayout("halves", ("halving",), weights)
 
 
 @pytest.fixture
-def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "layouts").mkdir()
-    (tmp_path / "layouts" / "halves.py").write_text(LAYOUT)
-    package = aicompress.checkpoint.foreign
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "layouts")])
-    monkeypatch.delitem(sys.modules, f"{package.__name__}.halves", raising=False)
+def added(joins: Callable[[ModuleType, str, str], None]) -> None:
+    joins(aicompress.checkpoint.foreign, "halves", LAYOUT)
 
 
 @pytest.mark.usefixtures("added")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -70,14 +70,10 @@ METHOD = LayerMethod(
 
 
 @pytest.fixture
-def new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def new_method(joins: Callable[[ModuleType, str, str], None]) -> str:
     """A method of quantize in a file of its own, outside of the package."""
-    folder = tmp_path / "more"
-    folder.mkdir()
-    (folder / "grid_search.py").write_text(GRAM_METHOD)
-    monkeypatch.setattr(quantize, "__path__", [*quantize.__path__, str(folder)])
-    yield "grid"
-    sys.modules.pop(f"{quantize.__name__}.grid_search", None)
+    joins(quantize, "grid_search", GRAM_METHOD)
+    return "grid"
 
 
 def test_one_file_adds_a_method_that_reads_gram_matrices(
@@ -111,11 +107,11 @@ def test_a_file_that_is_gone_is_no_method() -> None:
         get("quantize", "grid")
 
 
-def test_two_methods_of_one_name(new_method: str, tmp_path: Path) -> None:
-    (tmp_path / "more" / "grid_again.py").write_text(GRAM_METHOD)
+@pytest.mark.usefixtures("new_method")
+def test_two_methods_of_one_name(joins: Callable[[ModuleType, str, str], None]) -> None:
+    joins(quantize, "grid_again", GRAM_METHOD)
     with pytest.raises(TypeError, match=r"two files of .* are named 'grid'"):
         methods("quantize")
-    sys.modules.pop(f"{quantize.__name__}.grid_again", None)
 
 
 def test_a_method_lacks_what_it_does_not_name() -> None:

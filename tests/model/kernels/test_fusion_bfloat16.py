@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel
 
 from aicompress.errors import Refused
+from aicompress.layer import LayerInfo
 from aicompress.model.kernels import select
 from aicompress.model.kernels.fusion import LIKE_BERT, JoinedLayer, ResidualNorm
 from aicompress.model.loading.load import load
+from aicompress.weights import Weight
 from tests.model.compressed import compress, integers
 
 IDS = torch.arange(5, 45).reshape(2, 20)
@@ -26,6 +28,15 @@ def encoder(kind: str, folder: Path, **config: Any) -> Path:
     settings = CONFIG_MAPPING[kind](**shape, vocab_size=64, embedding_size=32, initializer_range=0.1, **config)
     AutoModel.from_config(settings).save_pretrained(folder)
     return folder
+
+
+def eight_bits(info: LayerInfo, matrix: Tensor) -> Weight | None:
+    return integers(matrix, 8) if info.kind == "linear" else None
+
+
+def in_eight_bits(kind: str, folder: Path, **config: Any) -> Path:
+    """An encoder of a kind, with layers in 8 bits."""
+    return compress(encoder(kind, folder / "in", **config), folder / "out", eight_bits)
 
 
 @torch.no_grad()
@@ -41,11 +52,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("kind", sorted(LIKE_BERT))
 def test_joined_encoders_stay_near_the_reference(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
-    path = compress(
-        encoder(kind, tmp_path / "in"),
-        tmp_path / "out",
-        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
-    )
+    path = in_eight_bits(kind, tmp_path)
     fast, reference = load(path), load(path, kernels="reference")
     layer = fast.encoder.layer[0]
     assert isinstance(layer.intermediate.intermediate_act_fn, nn.Identity)
@@ -60,7 +67,7 @@ def test_joined_encoders_of_narrow_numbers(dtype: torch.dtype, tmp_path: Path, m
     monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     folder = encoder("bert", tmp_path / "in")
     AutoModel.from_pretrained(folder).to(dtype).save_pretrained(folder)
-    path = compress(folder, tmp_path / "out", lambda info, w: integers(w, 8) if info.kind == "linear" else None)
+    path = compress(folder, tmp_path / "out", eight_bits)
     fast, reference = load(path), load(path, kernels="reference")
     assert isinstance(fast.encoder.layer[0].output, ResidualNorm)
     assert states(fast).dtype == dtype
@@ -82,11 +89,7 @@ def test_a_layer_with_a_plain_neighbour_is_left_alone(
 
 def test_every_hidden_state_keeps_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
-    path = compress(
-        encoder("bert", tmp_path / "in"),
-        tmp_path / "out",
-        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
-    )
+    path = in_eight_bits("bert", tmp_path)
     with torch.no_grad():
         found, expected = (load(path, kernels=k)(IDS, MASK, output_hidden_states=True) for k in ("fast", "reference"))
     assert [state.dtype for state in found.hidden_states] == [torch.float32] * 3
@@ -96,11 +99,7 @@ def test_every_hidden_state_keeps_its_dtype(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_decoder_with_cross_attention_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
-    path = compress(
-        encoder("bert", tmp_path / "in", is_decoder=True, add_cross_attention=True),
-        tmp_path / "out",
-        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
-    )
+    path = in_eight_bits("bert", tmp_path, is_decoder=True, add_cross_attention=True)
     seen = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found, expected = (load(path, kernels=k)(IDS, encoder_hidden_states=seen)[0] for k in ("fast", "reference"))
@@ -109,11 +108,7 @@ def test_a_decoder_with_cross_attention_runs(tmp_path: Path, monkeypatch: pytest
 
 def test_other_activations_are_not_taken_for_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
-    path = compress(
-        encoder("bert", tmp_path / "in", hidden_act="relu"),
-        tmp_path / "out",
-        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
-    )
+    path = in_eight_bits("bert", tmp_path, hidden_act="relu")
     model = load(path)
     assert not isinstance(model.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity)
     assert relative(states(model), states(load(path, kernels="reference"))) < 1.5e-2
@@ -121,11 +116,7 @@ def test_other_activations_are_not_taken_for_gelu(tmp_path: Path, monkeypatch: p
 
 def test_a_bfloat16_encoder_stays_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
-    path = compress(
-        encoder("bert", tmp_path / "in"),
-        tmp_path / "out",
-        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
-    )
+    path = in_eight_bits("bert", tmp_path)
     model = load(path, dtype=torch.bfloat16)
     assert states(model).dtype == torch.bfloat16
     assert relative(states(model).float(), states(load(path, kernels="reference"))) < 5e-2
@@ -133,12 +124,7 @@ def test_a_bfloat16_encoder_stays_bfloat16(tmp_path: Path, monkeypatch: pytest.M
 
 def joined(tmp_path: Path, kind: str = "bert", **config: Any) -> Any:
     """An encoder whose layers are joined, from integers."""
-    path = compress(
-        encoder(kind, tmp_path / "in", **config),
-        tmp_path / "out",
-        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
-    )
-    return load(path)
+    return load(in_eight_bits(kind, tmp_path, **config))
 
 
 def apart(model: Any) -> Any:

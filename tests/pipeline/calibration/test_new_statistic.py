@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -62,18 +62,10 @@ FILES = {"aicompress.statistics.columns": ("fourth", STATISTIC), "aicompress.met
 
 
 @pytest.fixture
-def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The statistic `fourth` and the method `tails`, each in a folder that joins its package for a while."""
+def added(joins: Callable[[ModuleType, str, str], None]) -> None:
+    """The statistic `fourth` and the method `tails`."""
     for package, (name, content) in FILES.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / f"{name}.py").write_text(content)
-        module = importlib.import_module(package)
-        monkeypatch.setattr(module, "__path__", [*module.__path__, str(folder)])
-    importlib.invalidate_caches()
-    yield
-    for package, (name, _) in FILES.items():
-        sys.modules.pop(f"{package}.{name}", None)
+        joins(importlib.import_module(package), name, content)
 
 
 @pytest.mark.usefixtures("added")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -60,14 +60,9 @@ METHOD = DistillMethod(
 
 
 @pytest.fixture
-def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The loss `variation`, in a folder that joins the package for a while."""
-    folder = tmp_path / "more_losses"
-    folder.mkdir()
-    (folder / "variation.py").write_text(FILE)
-    monkeypatch.setattr(distill, "__path__", [*distill.__path__, str(folder)])
-    yield
-    sys.modules.pop("aicompress.methods.distill.variation", None)
+def added(joins: Callable[[ModuleType, str, str], None]) -> None:
+    """The loss `variation`."""
+    joins(distill, "variation", FILE)
 
 
 def written(folder: Path, text: Path, **sections: Any) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -65,14 +65,9 @@ METRIC = Metric(
 
 
 @pytest.fixture
-def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The metric `hits`, in a folder that joins the package for a while."""
-    folder = tmp_path / "more_metrics"
-    folder.mkdir()
-    (folder / "hits.py").write_text(FILE)
-    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(folder)])
-    yield
-    sys.modules.pop("aicompress.metrics.hits", None)
+def added(joins: Callable[[ModuleType, str, str], None]) -> None:
+    """The metric `hits`."""
+    joins(metrics, "hits", FILE)
 
 
 def written(folder: Path, text: Path, gates: list[str], **fields: object) -> str:

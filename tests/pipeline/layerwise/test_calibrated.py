@@ -42,6 +42,15 @@ def stop_at(what: str) -> Any:
     return progress
 
 
+def require_resumed(source: Path, folder: Path, recipe: Path, where: str) -> None:
+    """A run that is stopped there, and goes on, writes what one in one go writes."""
+    run(source, folder / "whole", recipe)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, folder / "out", recipe, options=Options(latency="off", progress=stop_at(where)))
+    run(source, folder / "out", recipe, options=Options(True, "off"))
+    assert weights(folder / "out") == weights(folder / "whole")
+
+
 def test_layers_that_share_inputs_are_compressed_jointly(
     tmp_path: Path, tiny_llama: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

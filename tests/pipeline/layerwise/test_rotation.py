@@ -23,12 +23,11 @@ from aicompress.pipeline.calibration.request import Request, StepInput
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.rows import reading
 from aicompress.pipeline.step.input import open_input
-from aicompress.pipeline.step.options import Options
 from aicompress.recipe import Recipe
 from tests import checkpoints
 from tests.pipeline.calibration.steps import planned, run, text, write_recipe
 from tests.pipeline.families import FAMILIES
-from tests.pipeline.layerwise.test_calibrated import stop_at, weights
+from tests.pipeline.layerwise.test_calibrated import require_resumed
 
 FINE = {"name": "hadamard", "untie": True, "base": {"name": "rtn", "bits": 8, "group_size": 8}}
 IDS = torch.arange(5, 45).reshape(2, 20)
@@ -168,15 +167,10 @@ def test_outliers_are_spread(tmp_path: Path, outlying: Path, text_file: Path) ->
     assert errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("where", ["model.layers.1.mlp.down_proj.weight"])
-def test_a_stopped_run_goes_on(tmp_path: Path, outlying: Path, text_file: Path, where: str) -> None:
+def test_a_stopped_run_goes_on(tmp_path: Path, outlying: Path, text_file: Path) -> None:
     method = {"name": "hadamard", "base": {"name": "gptq", "bits": 4, "group_size": 16, "refine": 0}}
     recipe = write_recipe(tmp_path, text(text_file), method=method)
-    run(outlying, tmp_path / "whole", recipe)
-    with pytest.raises(KeyboardInterrupt):
-        run(outlying, tmp_path / "out", recipe, options=Options(latency="off", progress=stop_at(where)))
-    run(outlying, tmp_path / "out", recipe, options=Options(True, "off"))
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    require_resumed(outlying, tmp_path, recipe, "model.layers.1.mlp.down_proj.weight")
 
 
 def test_bfloat16_in_shards(tmp_path: Path, tiny_llama_bf16: Path) -> None:

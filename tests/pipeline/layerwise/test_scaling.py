@@ -14,10 +14,9 @@ from aicompress.errors import Refused
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration import runner as engine
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.step.options import Options
 from tests import checkpoints
 from tests.pipeline.calibration.steps import planned, run, text, write_recipe
-from tests.pipeline.layerwise.test_calibrated import stop_at, weights
+from tests.pipeline.layerwise.test_calibrated import require_resumed, weights
 from tests.pipeline.ranks import Ranks
 
 AWQ = {"name": "awq", "bits": 8, "group_size": 16, "symmetric": False, "base": {"name": "rtn"}, "steps": 4}
@@ -115,12 +114,7 @@ def test_a_layer_that_is_not_selected_is_rescaled_all_the_same(tmp_path: Path, o
 
 @pytest.mark.parametrize("where", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
 def test_a_stopped_run_goes_on(tmp_path: Path, outlying: Path, text_file: Path, where: str) -> None:
-    recipe = write_recipe(tmp_path, text(text_file), method=AWQ)
-    run(outlying, tmp_path / "whole", recipe)
-    with pytest.raises(KeyboardInterrupt):
-        run(outlying, tmp_path / "out", recipe, options=Options(latency="off", progress=stop_at(where)))
-    run(outlying, tmp_path / "out", recipe, options=Options(True, "off"))
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    require_resumed(outlying, tmp_path, write_recipe(tmp_path, text(text_file), method=AWQ), where)
 
 
 @pytest.mark.parametrize("method", [AWQ, SMOOTH], ids=["awq", "smoothquant"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint import Checkpoint
@@ -95,14 +94,6 @@ def run(source: Path, out: Path, method: dict[str, Any], data: dict[str, Any] | 
     return steps.run(made(source, out, method, data, **more), Options(latency="off"))
 
 
-def names(folder: Path) -> set[str]:
-    found: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
-            found |= set(opened.keys())
-    return found
-
-
 def require_whole(report: Report, folder: Path) -> None:
     """Rows add up to the file, and what is written is sound."""
     kinds = report.after.by_kind
@@ -119,7 +110,7 @@ def test_a_shared_factor_is_stored_and_counted_once(tiny_llama: Path, tmp_path: 
     assert any("6 of 20 layers share no tensor" in note for note in plan.notes)
     described = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert described["format_version"] == 2  # versions that know nothing of sharing say that they are too old
-    inner = {name for name in names(tmp_path / "out") if name.endswith("weight_in")}
+    inner = {name for name in Checkpoint.open(tmp_path / "out").tensors if name.endswith("weight_in")}
     checkpoint = Checkpoint.open(tmp_path / "out")
     assert len(inner) == 3 * 2 + 3 * 2
     query, value = (checkpoint.weight(LAYER(1, f"self_attn.{part}")) for part in "qv")
@@ -151,7 +142,7 @@ def test_blocks_share_a_basis_that_the_original_model_gives(tiny_llama: Path, te
     require_whole(report, tmp_path / "out")
     assert report.calibration["statistics"] == []
     assert sum("stored with model.layers.0" in row.note for row in report.layers) == 7
-    assert len([name for name in names(tmp_path / "out") if name.endswith("weight_in")]) == 14
+    assert len([name for name in Checkpoint.open(tmp_path / "out").tensors if name.endswith("weight_in")]) == 14
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.yaml"]
 
 
@@ -241,7 +232,7 @@ def test_what_is_shared_is_quantized_once(
     assert isinstance(key, LowRank)
     assert query.inner.form == "int_grouped"
     assert torch.equal(query.inner.dense(), key.inner.dense())
-    assert len([name for name in names(tmp_path / "out") if name.endswith("weight_in")]) == 12
+    assert len([name for name in Checkpoint.open(tmp_path / "out").tensors if name.endswith("weight_in")]) == 12
     assert report.after.weight_bytes < report.before.weight_bytes
 
 

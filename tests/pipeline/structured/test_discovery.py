@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -93,19 +93,10 @@ UNIT = TokenUnit()
 
 
 @pytest.fixture
-def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def added(joins: Callable[[ModuleType, str, str], None]) -> None:
     """One file for the method and one for its unit, in folders that discovery looks into."""
     for what, content in (("method", METHOD), ("unit", UNIT)):
-        package = importlib.import_module(PACKAGES[what])
-        folder = tmp_path / what
-        folder.mkdir()
-        (folder / "tokens.py").write_text(content)
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    importlib.invalidate_caches()
-    yield
-    for package_name in PACKAGES.values():
-        sys.modules.pop(f"{package_name}.tokens", None)
-        vars(importlib.import_module(package_name)).pop("tokens", None)
+        joins(importlib.import_module(PACKAGES[what]), "tokens", content)
 
 
 def test_every_structural_method_has_a_unit() -> None:
