@@ -16,7 +16,7 @@ from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.distillation.data.samples import require_positions
 from aicompress.pipeline.step.models.running_model import Running, encoder, example
-from aicompress.pipeline.step.workers import Alone
+from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe import Calibration
 from tests.model.compressed import compress, integers
 
@@ -58,7 +58,7 @@ def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path, tiny_bert: Path) 
     assert made[1] == "2 × 39 tokens"
     checkpoint = Checkpoint.open(folder)
     data = Calibration(text=str(tmp_path / "long.txt"), drawn=2, length=128)
-    inputs = calibration_inputs(checkpoint, model, data, 0, Alone())
+    inputs = calibration_inputs(checkpoint, model, data, 0, Processes())
     assert [batch["input_ids"].shape[1] for batch in inputs.batches] == [39, 39]
     assert all(model(**batch).last_hidden_state.isfinite().all() for batch in inputs.batches)
     with pytest.raises(RecipeError, match="39 positions") as caught:
