@@ -25,6 +25,7 @@ from aicompress.errors import CompressError, Interrupted, OutOfSpace, Problems, 
 DEBUG = "--traceback"
 STARTED = time.perf_counter()  # of the command
 LONGEST = 1000  # characters of a message
+ALIKE = 3  # errors with one hint that are printed
 
 
 def pause_collector() -> None:
@@ -203,11 +204,16 @@ def _of_system(error: OSError) -> CompressError:
 
 
 def report(error: CompressError) -> None:
-    """Print an error and its hint on standard error."""
+    """Print an error and its hint on standard error; of many with one hint, such as those of all layers, the first."""
+    alike: dict[str, list[str]] = {}
     for problem in error.problems if isinstance(error, Problems) else (error,):
-        print(f"error: {_shown(problem.message)}", file=sys.stderr)
-        if problem.hint:
-            print(f"hint: {_shown(problem.hint)}", file=sys.stderr)
+        alike.setdefault(problem.hint, []).append(problem.message)
+    for hint, messages in alike.items():
+        more = [f"{len(messages) - ALIKE} more like these"] if len(messages) > ALIKE + 1 else messages[ALIKE:]
+        for message in (*messages[:ALIKE], *more):
+            print(f"error: {_shown(message)}", file=sys.stderr)
+        if hint:
+            print(f"hint: {_shown(hint)}", file=sys.stderr)
 
 
 def _shown(text: str) -> str:

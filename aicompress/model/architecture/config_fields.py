@@ -16,7 +16,7 @@ DEPTH_FIELDS = (
 WIDTH_FIELDS = (
     "intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size", "feed_forward_size",
     "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "shared_expert_intermediate_size",
-    "intermediate_size_mlp", "shared_intermediate_size",
+    "intermediate_size_mlp", "shared_intermediate_size", "d_inner", "dff", "mlp_dim", "dim_feedforward",
 )  # fmt: skip
 
 

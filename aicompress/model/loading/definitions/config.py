@@ -42,8 +42,8 @@ def most_positions(module: nn.Module) -> int | None:
     config: Any = getattr(module, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     limit: int | None = next(
-        (size for part in (config, text) if (size := getattr(part, "max_position_embeddings", 0))), None
-    )
+        (size for part in (config, text) if (size := getattr(part, "max_position_embeddings", None) or -1) > 0), None
+    )  # XLNet says -1 where there is none
     if limit is None:
         return None
     tables = (each for name, each in module.named_modules() if "position" in name and _rows(each) == limit)

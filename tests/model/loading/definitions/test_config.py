@@ -37,6 +37,14 @@ def test_a_model_runs_on_as_many_tokens_as_it_takes_and_on_no_more(name: str, pa
         model(input_ids=torch.full((1, most + 1), 5))
 
 
+def test_an_architecture_without_positions_of_its_own_has_no_limit() -> None:
+    with torch.device("meta"):
+        assert (
+            most_positions(hf.XLNetModel(hf.XLNetConfig(vocab_size=8, d_model=8, n_layer=1, n_head=1, d_inner=8)))
+            is None
+        )
+
+
 def test_a_model_on_kernels_takes_as_many(tmp_path: Path, tiny_bert: Path) -> None:
     """The tables of embeddings then have no weight of numbers."""
     path = compress(tiny_bert, tmp_path / "out", lambda info, matrix: integers(matrix, 4, 16))
