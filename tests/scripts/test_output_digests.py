@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 
 from scripts.output_digests.__main__ import CONFIGS, PATH_LENGTH, call, compare, main, working_folder
 from scripts.output_digests.digests import comparable, differences, digests
-from scripts.output_digests.runs import LEFT_OUT, STEPS, all_runs, needs, selected
+from scripts.output_digests.runs import LEFT_OUT, STEPS, Run, all_runs, needs, selected
 
-RUNS = all_runs(CONFIGS)
+
+@functools.cache
+def runs() -> dict[str, Run]:
+    """Every run by name; its recipes are read once."""
+    return all_runs(CONFIGS)
 
 
 def test_two_records_are_equal_and_a_difference_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,17 +44,17 @@ def test_two_records_are_equal_and_a_difference_is_named(tmp_path: Path, capsys:
 
 def test_every_recipe_is_run_or_left_out_with_a_reason() -> None:
     recipes = {f"{step}/{path.stem}" for step in STEPS for path in (CONFIGS / step).glob("*.yaml")}
-    assert recipes == LEFT_OUT.keys() | {run.recipe for run in RUNS.values() if run.name == run.recipe}
+    assert recipes == LEFT_OUT.keys() | {run.recipe for run in runs().values() if run.name == run.recipe}
     assert all(LEFT_OUT.values())
 
 
 def test_runs_come_after_those_that_they_read() -> None:
-    order = list(RUNS)
-    for name, others in needs(RUNS).items():
+    order = list(runs())
+    for name, others in needs(runs()).items():
         assert all(order.index(other) < order.index(name) for other in others)
-    assert set(selected(RUNS, "chain/quantize")) == {"prune/width-20", "chain/factorize", "chain/quantize"}
-    assert set(selected(RUNS, "prune/movement-50")) == {"prune/width-20", "distill/kl", "prune/movement-50"}
-    assert selected(RUNS, "absent") == {}
+    assert set(selected(runs(), "chain/quantize")) == {"prune/width-20", "chain/factorize", "chain/quantize"}
+    assert set(selected(runs(), "prune/movement-50")) == {"prune/width-20", "distill/kl", "prune/movement-50"}
+    assert selected(runs(), "absent") == {}
 
 
 def test_reports_are_left_out_and_source_is_only_noted(tmp_path: Path) -> None:

@@ -100,15 +100,15 @@ FEW = "select.include=['model.layers.0.*', 'model.embed_tokens']"  # every shape
 
 def run(source: Path, out: Path, recipe: str, *overrides: str) -> Report:
     command = recipe.partition("/")[0]
-    made = planner.make_plan(source, Destination(out), load(recipe, command, overrides), command)
+    made = planner.make_plan(
+        source, Destination(out), load(recipe, command, ("report.html=false", *overrides)), command
+    )
     return layerwise.run(made, Options(latency="off"))
 
 
-def both(
-    monkeypatch: pytest.MonkeyPatch, source: Path, recipe: str, *overrides: str, block: int = 1
-) -> Iterator[tuple[Report, Path]]:
+def both(monkeypatch: pytest.MonkeyPatch, source: Path, recipe: str, *overrides: str) -> Iterator[tuple[Report, Path]]:
     """The step in blocks of rows, and then in whole tensors: its report and output, beside the input."""
-    monkeypatch.setattr(reading, "BLOCK", block)
+    monkeypatch.setattr(reading, "BLOCK", 1)
     for way, divisible in (("blocks", reading.divisible), ("whole", lambda *_: False)):
         monkeypatch.setattr(reading, "divisible", divisible)
         out = source.with_name(f"{way}{source.suffix}")
