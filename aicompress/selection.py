@@ -139,11 +139,11 @@ def select(
     if wanted and not of_kind:
         selected_kinds = sorted({layer.kind for layer in wanted})
         hint = f"set select.kinds: [{', '.join(selected_kinds)}] to act on them"
-        return [], [
-            RecipeError(
-                f"the recipe selects only {' and '.join(selected_kinds)} layers, which it does not act on", hint
-            )
-        ]
+        there = " and ".join(selected_kinds)
+        message = f"the recipe selects only {there} layers, which it does not act on"
+        if not include:  # a head that is tied is the embedding
+            message = f"the checkpoint has no {' or '.join(kinds)} layers of its own, only {there}"
+        return [], [RecipeError(message, hint)]
     hint = "widen select.include, or check what `aicompress inspect IN` lists"
     return [], [RecipeError("the recipe selects no layer", hint)]
 

@@ -76,7 +76,14 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_a_suggestion() -> None:
 
 def test_a_kind_that_is_left_out_is_named() -> None:
     _, (problem,) = select(LAYERS, ["lm_head"], [], ("linear",))
+    assert problem.message == "the recipe selects only head layers, which it does not act on"
     assert problem.hint == "set select.kinds: [head] to act on them"
+
+
+def test_a_kind_that_the_checkpoint_lacks_is_named() -> None:
+    """Such as the head of a tied model, whose tensor is the embedding's."""
+    _, (problem,) = select(LAYERS[:-1], [], [], ("head",))
+    assert problem.message == "the checkpoint has no head layers of its own, only embedding and linear"
 
 
 def test_everything_excluded_is_an_error() -> None:

@@ -111,9 +111,10 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise RecipeError(
-            f"{name} is not YAML{where}: {getattr(error, 'problem', error)}", "check the indentation"
-        ) from error
+        hint = (
+            "write another value" if isinstance(error, yaml.constructor.ConstructorError) else "check the indentation"
+        )
+        raise RecipeError(f"{name} is not YAML{where}: {getattr(error, 'problem', error)}", hint) from error
     if not isinstance(plain, dict):
         raise RecipeError(
             f"{name} is not a recipe: it must be a mapping with `version: 1`", "start from one in configs/"

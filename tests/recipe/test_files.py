@@ -38,6 +38,13 @@ def test_one_text_serves_every_section_that_reads_text(path: Path, tmp_path: Pat
     }
 
 
+@pytest.mark.parametrize(("text", "hint"), [("a: !!int x", "write another value"), ("a: [", "check the indentation")])
+def test_what_is_no_yaml_is_told_by_its_line(text: str, hint: str) -> None:
+    with pytest.raises(RecipeError, match="is not YAML at line 1") as refusal:
+        read_yaml(text, "r.yaml")
+    assert refusal.value.hint == hint
+
+
 def test_text_is_looked_for_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     edited = with_overrides({"version": 1, "calibration": {"samples": 3}}, ["text=a b.txt", "calibration.samples=4"])
