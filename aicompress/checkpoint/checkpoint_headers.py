@@ -163,8 +163,9 @@ class CheckpointHeaders:
         if not multiple or math.prod(shape) <= most:
             return [None]
         axis = self.row_axis(parameter) if axis is None else axis
-        multiple = math.lcm(multiple, files.NARROW) if axis else multiple
-        return [*row_slices(shape[axis], math.prod(shape) // shape[axis], most, multiple)]
+        inputs = math.prod(shape) // shape[axis]
+        multiple = math.lcm(multiple, files.narrow(inputs, 2 * most)) if axis else multiple
+        return [*row_slices(shape[axis], inputs, most, multiple)]
 
     @property
     def entropy_coded(self) -> bool:

@@ -21,7 +21,21 @@ from aicompress.weights.coding.rows import row_slices, share
 _CHUNK = 1 << 22  # bytes; with smaller ones the thread that hashes waits for the interpreter more than it works
 EXPANSION = 10_000  # bytes that one stored byte may stand for; a factor of rank 1 in 16,000 columns is half of that
 NARROW = 512  # columns that are read and written at a time at least, since each of their pieces takes a call
+LEAST = 32  # of these where columns are long
 SMALL = 1 << 20  # bytes that may always be decoded
+
+
+def narrow(inputs: int, most: int) -> int:
+    """Columns of a tensor that are read together: as many as are worth a call for each of so many inputs.
+
+    Args:
+        inputs: numbers in a column.
+        most: numbers in all of them, unless fewer than `LEAST` columns would be.
+    """
+    columns = NARROW
+    while columns > LEAST and columns * inputs > most:
+        columns //= 2
+    return columns
 
 
 def require_likely(decoded: int, stored: int, name: str, path: Path) -> None:

@@ -20,7 +20,7 @@ from aicompress.weights.coding.rows import row_slices
 
 BLOCK = 1 << 21  # weights in a block: a few pieces of the arithmetic (`rounding.PIECE`), little memory beside a layer
 WORD = 32  # a block's rows are a multiple: zero points of so many rows share words
-MOST = 8 * BLOCK  # weights of a block of a layer that is stored (in, out), whose rows are read a piece each
+MOST = 2 * BLOCK  # weights of a block of a layer that is stored (in, out), whose rows are read a piece each
 
 
 def readers(compression: Compression, job: LayerPlan) -> list[Callable[[], Layer]] | None:
@@ -39,15 +39,9 @@ def slices(compression: Compression, name: str, job: LayerPlan | None) -> list[s
     axis, shape = axis_of(checkpoint, name, job), checkpoint.parameters()[name].shape
     along = job.info.shape if job is not None and part else (shape[axis], *shape[:axis], *shape[axis + 1 :])
     stored = checkpoint.row_multiple(name, part)
-    return blocks(along, multiple, BLOCK // layers, math.lcm(stored, _narrow(math.prod(along[1:]))) if axis else stored)
-
-
-def _narrow(inputs: int) -> int:
-    """Columns of the file's tensor that are read together: as many as are worth a call for each of so many inputs."""
-    columns = files.NARROW
-    while columns > WORD and columns * inputs > MOST:
-        columns //= 2
-    return columns
+    return blocks(
+        along, multiple, BLOCK // layers, math.lcm(stored, files.narrow(math.prod(along[1:]), MOST)) if axis else stored
+    )
 
 
 def axis_of(checkpoint: Checkpoint, name: str, job: LayerPlan | None) -> int:
