@@ -110,7 +110,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path, mlp_file: Path) -> None:
     [
         ("quantize/rtn-w8", "select.include=['re:(']", "not a regular expression"),
         ("quantize/rtn-w8", "select.include=[fc]", "matches no layer"),
-        ("quantize/rtn-w8", "select.kinds=[embedding]", "selects"),
+        ("quantize/rtn-w8", "select.kinds=[embedding]", "no embedding layers"),
         ("quantize/rtn-w8", "rules=[{match: 'x*', bits: 4}]", "rules pattern 'x*' matches no layer"),
         ("quantize/rtn-w8", "rules=[{match: 'fc*', bitz: 4}]", "bitz"),
         ("quantize/rtn-w8", "levels=[{layers: 'a-b', bits: 4}]", "not a list of depths"),
