@@ -49,6 +49,11 @@ class Stored(nn.Module):
         stored = self.stored.values() if "entry" in self.__dict__ else ()
         return bool(stored) and all(hasattr(tensor, "_is_hf_initialized") for tensor in stored)
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copied and pickled by the class that the layer was of, since its own is made while a program runs."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "decoded"}
+        return _blank, (type(self).__bases__[1],), kept
+
     @property
     def stored(self) -> dict[str, Tensor]:
         """Stored tensors by suffix; a tied layer has those of its source, and one that shares some its owner's."""
@@ -208,6 +213,12 @@ def stored_class(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _CLASSES:
         _CLASSES[kind] = type(f"Stored{kind.__name__}", (_RUNNING.get(kind.forward, Stored), kind), {})
     return _CLASSES[kind]
+
+
+def _blank(kind: type[nn.Module]) -> nn.Module:
+    """A layer with a stored weight, whose attributes are still to come."""
+    made = stored_class(kind)
+    return made.__new__(made)
 
 
 def attach(module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from aicompress.model.kernels.joined_layer import JoinedLayer, mixed_heads
 from aicompress.model.kernels.linear import Bfloat16Linear
+from aicompress.model.kernels.prepacked import Prepacked
 from aicompress.model.kernels.w4a8_layer import W4A8Layer, can_join
 
 # Encoders whose layers are built as BERT's: attention.self, attention.output, intermediate, output.
@@ -46,15 +47,15 @@ class Bfloat16Layer(JoinedLayer):
         super().__init__(layer)
         _, *heads = self.parts[:4]
         # Query, key and value as one product: oneDNN shares a wide one out among threads, and not a narrow one.
-        matrix = torch.cat([part.packed.to_dense() for part in heads])
+        matrix = torch.cat([part.packed.dense() for part in heads])
         biases = [part.small_bias for part in heads]
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix, None)
+        self.packed = Prepacked(matrix)
         self.bias = None if any(bias is None for bias in biases) else torch.cat(biases)
 
     def compute(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         attention, _, _, _, mixer, activation, first, last = self.parts
         rows = hidden_states.flatten(0, -2).bfloat16()
-        heads: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "none")
+        heads: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed.tensor, self.bias, "none", [], "none")
         rows = mixer.rows(mixed_heads(attention, heads.view(*hidden_states.shape[:-1], -1), attention_mask), rows)
         hidden: Tensor = last.rows(activation(first.multiply(rows)), rows)
         return hidden.view(hidden_states.shape)
@@ -84,7 +85,9 @@ class ResidualNorm(nn.Module):
     def rows(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """(rows, in) and (rows, out), both bfloat16 -> (rows, out)."""
         norm, dense = self.LayerNorm, self.dense
-        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, dense.packed, dense.small_bias, "add")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            hidden, residual, dense.packed.tensor, dense.small_bias, "add"
+        )
         # PyTorch normalises bfloat16 by bfloat16 or float32 numbers, and not by float16 ones.
         weight, bias = (each.float() if each.dtype is torch.float16 else each for each in (norm.weight, norm.bias))
         return F.layer_norm(y, norm.normalized_shape, weight, bias, norm.eps).to(self.dtype)

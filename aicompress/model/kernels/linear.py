@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicompress.errors import Refused
+from aicompress.model.kernels.prepacked import Prepacked
 from aicompress.weights import IntGrouped
 from aicompress.weights.decoding import rounded_input
 
@@ -153,7 +154,7 @@ class Bfloat16Linear(FastLinear):
         self.few = matrix.float() if wide and matrix.numel() <= SMALL else None
         if self.few is not None:
             self.kernel = f"bfloat16, float32 up to {FEW_ROWS} rows"
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.bfloat16().contiguous(), None)
+        self.packed = Prepacked(matrix.bfloat16())
         self.small_bias = None if bias is None else bias.detach().bfloat16()
         self.output: torch.dtype | None = None
         self.activation = "none"
@@ -172,7 +173,7 @@ class Bfloat16Linear(FastLinear):
         if self._is_few(x):
             return F.linear(x, self.few, self.bias)  # type: ignore[arg-type]
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.bfloat16(), self.packed, self.small_bias, self.activation, [], "none"
+            x.bfloat16(), self.packed.tensor, self.small_bias, self.activation, [], "none"
         )
         return y.to(self.output or x.dtype)
 
@@ -195,7 +196,7 @@ class Int8Linear(FastLinear):
     ) -> None:
         super().__init__(weight.shape, bias)
         self.kept = Bfloat16Linear(weight.dense(), bias) if keep else None
-        self.packed = torch.ops.onednn.qlinear_prepack(weight.codes.contiguous(), None)
+        self.packed = Prepacked(weight.codes)
         self.scale = weight.scale.float().expand(self.out_features, -1).reshape(-1).contiguous()
         self.zero = torch.zeros(self.out_features, dtype=torch.int64)
         self.input_zero = 1 << (input_bits - 1)
@@ -213,7 +214,7 @@ class Int8Linear(FastLinear):
         scale = scale.div_(self.input_zero - 1).clamp_(min=torch.finfo(torch.float32).tiny)
         codes = torch.mul(wide, scale.reciprocal()).round_().to(torch.int8).view(torch.uint8).add_(self.input_zero)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, self.input_zero, self.packed, self.scale, self.zero,
+            codes, 1.0, self.input_zero, self.packed.tensor, self.scale, self.zero,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         y.mul_(scale)

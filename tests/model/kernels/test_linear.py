@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +86,17 @@ def test_kernels_agree_with_the_decoded_weight(
         assert found.dtype == torch.float32
         # bfloat16 has 8 bits of mantissa; 8-bit inputs may round to a neighbouring code (scale absmax/127 and /127.5).
         assert relative(found, expected) < (2e-2 if bits else 6e-3), rows
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_copies_of_a_layer_multiply_as_it_does(case: str) -> None:
+    weight = CASES[case][0]
+    layer = fast_linear(weight, torch.randn(weight.shape[0]), torch.float32, resident=False, keep=True)
+    x = torch.randn(70, COLUMNS)
+    for made in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        for rows in (1, 70):
+            assert torch.equal(made(x[:rows]), layer(x[:rows]))
 
 
 def test_a_processor_whose_int8_product_saturates_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

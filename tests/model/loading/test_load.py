@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,30 @@ def test_kernels_of_a_tied_model(tiny_llama: Path, tmp_path: Path, resident: boo
     assert torch.isfinite(model(IDS).logits).all()
     out = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=2, min_new_tokens=2, pad_token_id=1)
     assert out.shape == (2, 22)
+
+
+def pickled(model: Any) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+@torch.no_grad()
+def test_a_loaded_model_is_copied_and_sent_to_other_processes(tiny_llama: Path, tmp_path: Path, kernels: Any) -> None:
+    """Every layer's kernel on the way: codes that are tied and packed, factors, zeros, a matrix decoded once."""
+
+    def pick(info: LayerInfo, matrix: Tensor) -> Weight | None:
+        forms = {"q_proj": low_rank(matrix, 12), "up_proj": halved(matrix), "gate_proj": integers(matrix, 8)}
+        forms["down_proj"] = integers(matrix, 8, activations=8)
+        return integers(matrix, 8) if info.kind == "embedding" else forms.get(info.name.rsplit(".", 1)[-1])
+
+    model = load(compress(tiny_llama, tmp_path / "out", pick), kernels=kernels)
+    expected = model(IDS).logits
+    for make in (copy.deepcopy, pickled):
+        made = make(model)
+        assert torch.equal(made(IDS).logits, expected)
+        made.model.norm.weight.mul_(2)
+        assert not torch.equal(made(IDS).logits, expected)
+    assert torch.equal(model(IDS).logits, expected)
 
 
 @torch.no_grad()
