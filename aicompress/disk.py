@@ -1,4 +1,4 @@
-"""Paths as users write them; files that are complete or absent; clear lines where a disk takes none."""
+"""Paths as users write them, and of reports; files that are complete or absent; clear lines where a disk takes none."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:  # there is no such user
         return Path(path)
+
+
+def report_path(out: Path, name: str = "report.json") -> Path:
+    """Where a file of the report of an output lies: inside a folder, beside a single file."""
+    return out.with_name(f"{out.stem}.{name}") if out.suffix == ".safetensors" else out / name
 
 
 def require_writable(out: Path) -> None:

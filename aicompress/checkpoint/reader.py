@@ -28,6 +28,7 @@ from aicompress.errors import CheckpointError, first_line
 from aicompress.layer import Layer, LayerInfo, as_matrix
 from aicompress.weights import Dense, Weight, fixed_width
 from aicompress.weights.coding.rows import StoredTensor
+from aicompress.weights.form import unnest
 from aicompress.weights.stored.entropy import in_fixed_width
 
 OPENED = 8  # compressed parameters of which is kept what parts of them told: more than a step works on at once
@@ -163,7 +164,12 @@ class Checkpoint(CheckpointHeaders):
     def _part(self, parameter: str, part: str, rows: slice | None) -> Weight:
         """A part of a compressed parameter, or some rows of it."""
         outline, stored = self.in_parts(parameter)
-        own, tensors = outline.parts()[part], outline.tensors_of(part, stored)
+        parts = outline.parts()
+        own, others = parts[part], parts.keys() - {"out"}
+        if part == "out":
+            tensors = {suffix: tensor for suffix, tensor in stored.items() if suffix.partition("_")[0] not in others}
+        else:
+            tensors = unnest(part, stored)
         return own.read(tensors) if rows is None else own.read_rows(tensors, rows)
 
     def _restored_rows(self, parameter: str, entry: Entry, rows: slice) -> Weight:

@@ -197,6 +197,6 @@ def show(report: Report, quiet: bool, as_json: bool, page: Path | None) -> None:
 
 def readable_report(out: Path, html: bool = True) -> Path:
     """The readable report of an output: the page, or the Markdown file where a recipe asks for no page."""
-    from aicompress.report.model import report_path
+    from aicompress.disk import report_path
 
     return report_path(out, "report.html" if html else "report.md")

@@ -11,10 +11,11 @@ from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
+from aicompress.disk import report_path
 from aicompress.errors import CheckpointError, CompressError, Unsupported, listed
 from aicompress.model.loading.mismatches import misfits_of
 from aicompress.pipeline.packing.unpack import check_packed, packed_files
-from aicompress.report.model import Report, report_path
+from aicompress.report.model import Report
 from aicompress.weights.coding.rows import row_slices
 
 PIECE = 1 << 22  # elements decoded at a time

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from aicompress.errors import Refused
@@ -294,11 +293,6 @@ class Report:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Refused(f"damaged report: {error}", "run the step again, or take the report from a backup") from error
         return report
-
-
-def report_path(out: Path, name: str = "report.json") -> Path:
-    """Where a file of the report of an output lies: inside a folder, beside a single file."""
-    return out.with_name(f"{out.stem}.{name}") if out.suffix == ".safetensors" else out / name
 
 
 def _untouched(fields: dict[str, Any] | None) -> Untouched | None:

@@ -194,13 +194,6 @@ class Weight(ABC):
         """The matrix that multiplies what a part gives; None where that is the layer's output."""
         return None if part == "out" else self.parts()["out"].dense()
 
-    def tensors_of(self, part: str, tensors: Mapping[str, Nested]) -> dict[str, Nested]:
-        """Those of its tensors that a part is made of, under the suffixes that the part has by itself."""
-        if part != "out":
-            return unnest(part, tensors)
-        others = self.parts().keys() - {"out"}
-        return {suffix: tensor for suffix, tensor in tensors.items() if suffix.partition("_")[0] not in others}
-
     def with_parts(self, parts: Mapping[str, Weight]) -> Self:
         """The same weight with some of its parts replaced."""
         raise TypeError(f"{self.form} has no parts")

@@ -11,10 +11,11 @@ from aicompress import load
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import locate
 from aicompress.cli.verbs.verify import command as show_verification
+from aicompress.disk import report_path
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.pipeline.inspect import inspect
 from aicompress.pipeline.verify import verify
-from aicompress.report.model import Report, Side, report_path
+from aicompress.report.model import Report, Side
 from tests.model.compressed import compress, halved, integers, low_rank
 from tests.pipeline.steps import prune
 

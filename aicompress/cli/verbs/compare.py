@@ -64,7 +64,8 @@ def _report_in(folder: Path) -> Path:
 
 
 def _report(path: Path) -> Report:
-    from aicompress.report.model import Report, report_path
+    from aicompress.disk import report_path
+    from aicompress.report.model import Report
 
     file = _report_in(path) if path.is_dir() else path
     if file.suffix == ".safetensors":

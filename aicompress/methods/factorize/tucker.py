@@ -208,11 +208,7 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Tuck
 
 def _rows(info: LayerInfo, blocks: Sequence[Callable[[], Layer]]) -> Rows:
     """W (O, I k) in blocks of output channels, float64."""
-    return Rows(info.shape, [partial(_weight, read) for read in blocks])
-
-
-def _weight(read: Callable[[], Layer]) -> Tensor:
-    return read().weight.double()
+    return Rows(info.shape, [partial(lambda read: read().weight.double(), read) for read in blocks])
 
 
 def outline(info: LayerInfo, config: TuckerConfig) -> Weight:

@@ -9,6 +9,7 @@ from typing import Any
 from aicompress import __version__
 from aicompress.checkpoint.source import REPORTS
 from aicompress.checkpoint.writer import CheckpointWriter
+from aicompress.disk import report_path
 from aicompress.measure import peak_rss
 from aicompress.pipeline.step.environment import environment
 from aicompress.pipeline.step.output import Output
@@ -18,7 +19,7 @@ from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.recipe.made import MadeRecipe
 from aicompress.report import gates
 from aicompress.report.markdown import to_markdown
-from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side, Untouched, report_path
+from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side, Untouched
 
 
 @dataclass(frozen=True)
