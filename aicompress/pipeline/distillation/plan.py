@@ -28,7 +28,7 @@ from aicompress.pipeline.distillation.compatibility import (
     tokenizer_warnings,
 )
 from aicompress.pipeline.distillation.data.samples import TrainingSamples, bare_module, fitting_samples, models
-from aicompress.pipeline.distillation.data.splits import Split, by_tokens, mixed, split_samples
+from aicompress.pipeline.distillation.data.splits import Split, split_of
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
@@ -176,7 +176,7 @@ def make_plan(
     taught = _taught(teachers, student, recipe, allow_code) if folder is None or teachers else Taught.of_folder(folder)
     require_fit(losses, (run, shapes), taught.runs, taught.all_shapes)
     kinds, warnings = known_kinds(student)
-    samples = fitting_samples(recipe.data, run.task, models(student, teachers, recipe.model, allow_code))
+    samples, told = fitting_samples(recipe.data, run.task, models(student, teachers, recipe.model, allow_code))
     require_classes(samples, shapes)
     average = recipe.mean_teacher
     raise_all([] if average is None else mean_teacher.problems(average, run, shapes, samples))
@@ -184,7 +184,7 @@ def make_plan(
     student_mode = StudentMode.of(student, recipe.mode)
     uncoded = recoding.problems(student, student_mode, average is not None)
     raise_all([*student_mode.problems(training, () if cache else teachers, student), *uncoded])
-    split = _split(samples, training, recipe)
+    split, training, smaller = split_of(samples, training, recipe)
     stored = (
         None if cache is None else stored_outputs.planned((cache, folder), recipe, losses, samples, taught, student)
     )
@@ -196,8 +196,8 @@ def make_plan(
     output = arrange(student, destination, planned, step)
     require_space(output)
     alike = [teacher for teacher, numbers in zip(teachers, taught.numbers, strict=False) if numbers is None]
-    told = [line for teacher in alike for line in tokenizer_warnings(student, teacher)]
-    told += left_out(student, destination)
+    told += [line for teacher in alike for line in tokenizer_warnings(student, teacher)]
+    told += [*smaller, *left_out(student, destination)]
     return DistillPlan(
         student, teachers, recipe, losses, training, run, taught.runs, taught.numbers, layers, samples, split, output,
         kinds, student_mode, keeps_zeros(training, student, student_mode.mode),
@@ -206,16 +206,6 @@ def make_plan(
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
         allow_code, made, stored,
     )  # fmt: skip
-
-
-def _split(samples: TrainingSamples, training: Training, recipe: DistillRecipe) -> Split:
-    """Which samples are trained on, and which are held out."""
-    split = split_samples(samples, training.held_out, training.batch, recipe.seed)
-    if training.batch_tokens is not None:
-        return by_tokens(split, samples, training.batch_tokens)
-    if recipe.mean_teacher is None or samples.labels is None:
-        return split
-    return mixed(split, samples.labels, recipe.mean_teacher.labelled)
 
 
 def _opened(

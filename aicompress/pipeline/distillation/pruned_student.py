@@ -161,7 +161,7 @@ def _mark(origin: Checkpoint, recipe: DistillRecipe, teaching: Teaching) -> str:
     """Digest of everything that decides what the rounds give."""
     teachers = [open_input(each)[0] for each in teaching.teachers]
     sides = models(origin, teachers, recipe.model, teaching.allow_code)
-    samples = fitting_samples(recipe.data, runner(origin).task, sides)
+    samples, _ = fitting_samples(recipe.data, runner(origin).task, sides)
     precision = resolved_precision(recipe.training.precision)
     return fingerprint([origin, *teachers], None, recipe.sha256(), precision, samples.sha256)
 

@@ -409,8 +409,9 @@ class TestRefused:
             make_plan(tiny_llama, tmp_path / "nobody", Destination(tmp_path / "out"), recipe({"name": "kl"}))
 
     def test_too_little_data(self, tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
-        with pytest.raises(RecipeError, match="a batch takes 4096"):
-            make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}, batch=4096))
+        divided = recipe({"name": "kl"}, batch=4096, accumulate=4096)
+        with pytest.raises(RecipeError, match="a batch is divided by 4096"):
+            make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), divided)
 
     def test_an_output_that_exists(self, tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
@@ -421,18 +422,27 @@ class TestRefused:
         with pytest.raises(Refused, match="T5ForConditionalGeneration"):
             make_plan(tiny_t5, tiny_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}))
 
-    def test_windows_beyond_the_positions(
-        self, tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, text_file: Path
-    ) -> None:
-        data = {"data": {"text": str(text_file), "length": 300}}
-        with pytest.raises(RecipeError, match="the student's 256 positions"):
-            make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}, data))
-        short = Path(shutil.copytree(trained_llama, tmp_path / "short"))
-        config = json.loads((short / "config.json").read_text())
-        (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
-        data["data"]["length"] = 128
-        with pytest.raises(RecipeError, match="the teacher's 64 positions"):
-            make_plan(tiny_llama, short, Destination(tmp_path / "out"), recipe({"name": "kl"}, data))
+
+def test_windows_are_as_long_as_models_take_and_a_batch_as_large_as_there_are_samples(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, text_file: Path
+) -> None:
+    asked = recipe(
+        {"name": "kl"},
+        {"data": {"text": str(text_file), "length": 300, "samples": 12}, "training": {"steps": 1, "batch": 64}},
+    )
+    plan = make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), asked)
+    assert "training samples are 256 tokens long, not 300: the models take no more" in plan.warnings
+    left = len(plan.split.train)
+    assert f"a batch takes {left} samples, not 64: there are no more to train on" in plan.warnings
+    assert plan.training.batch == plan.split.batch == left < 12
+    assert plan.samples.columns["input_ids"].shape == (12, 256)
+    report = run(plan, Options(latency="off"))
+    assert set(plan.warnings) <= set(report.warnings)
+    short = Path(shutil.copytree(trained_llama, tmp_path / "short"))
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    plan = make_plan(tiny_llama, short, Destination(tmp_path / "other"), asked)
+    assert plan.samples.columns["input_ids"].shape == (12, 64)
 
 
 def test_an_image_classifier_learns_from_arrays_with_labels(

@@ -106,6 +106,9 @@ def _wide(column: Tensor) -> Tensor:
     return column.long() if column.dtype is torch.int32 else column
 
 
+Outlined = tuple[str, Checkpoint, nn.Module | None]  # who it is, its checkpoint, and its model without weights
+
+
 def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> TrainingSamples:
     """Everything that the data section names: windows of tokens, texts, labelled texts or arrays.
 
@@ -141,33 +144,35 @@ def require_arrays(data: Data) -> None:
         raise RecipeError(message, "data.arrays: file.npz")
 
 
-def fitting_samples(
-    data: Data, task: Task, models: Sequence[tuple[str, Checkpoint, nn.Module | None]]
-) -> TrainingSamples:
-    """The samples that a data section names, held against student and teachers.
+def fitting_samples(data: Data, task: Task, models: Sequence[Outlined]) -> tuple[TrainingSamples, list[str]]:
+    """The samples that a data section names, as long as student and teachers take them, and held against these.
+
+    A warning says where they are shorter than the section asks.
 
     Args:
         data: the section.
         task: the student's.
-        models: who each is, the student first, its checkpoint, and its model without weights.
+        models: the student first.
 
     Raises:
         RecipeError: they cannot be read, or one of the models does not take them.
     """
     student = models[0][1]
-    for who, checkpoint, model in models:
-        require_positions(data, checkpoint, f"{who}'s")
+    asked, data = data, data.model_copy(update={"length": _taken_length(data, models)})
+    for who, _, model in models:
         require_taken(None, data, model, who)
     samples = read_samples(data, task, student, load_tokenizer(student.source.folder))
     for who, _, model in models:
         require_taken(samples, data, model, who)
-    return samples
+    if data.length == asked.length:
+        return samples, []
+    return samples, [f"training samples are {data.length} tokens long, not {asked.length}: the models take no more"]
 
 
 def models(
     student: Checkpoint, teachers: Sequence[Checkpoint], model: Model | None, allow_code: bool
-) -> list[tuple[str, Checkpoint, nn.Module | None]]:
-    """Who they are, the checkpoints, each once, and their models without weights."""
+) -> list[Outlined]:
+    """Student and teachers, each once."""
     sides = [("the student", student), *(("the teacher", each) for each in teachers if each is not student)]
     return [(who, each, _outline(each, model, allow_code)) for who, each in sides]
 
@@ -189,23 +194,13 @@ def bare_module(checkpoint: Checkpoint, model: Model | None, allow_code: bool) -
     return module_for(checkpoint.path, model, allow_code)
 
 
-def require_positions(data: Data, checkpoint: Checkpoint, whose: str) -> None:
-    """Refuse samples that are longer than a model's positions.
-
-    Args:
-        data: the section that says how long they are.
-        checkpoint: the model.
-        whose: the student's, or the teacher's.
-
-    Raises:
-        RecipeError: they are longer.
-    """
-    if data.kind == "arrays" or checkpoint.config is None:
-        return
-    model = skeleton(checkpoint.config)
-    limit = checkpoint.config.get("max_position_embeddings") if model is None else most_positions(model)
-    if limit is not None and data.length > limit:
-        raise RecipeError(f"data.length {data.length} is beyond {whose} {limit} positions", f"length: {limit}")
+def _taken_length(data: Data, models: Sequence[Outlined]) -> int:
+    """How long samples are, in tokens: as long as the data section says, or as models have positions."""
+    if data.kind == "arrays":
+        return data.length
+    known = [(checkpoint.config, skeleton(checkpoint.config)) for _, checkpoint, _ in models if checkpoint.config]
+    limits = [c.get("max_position_embeddings") if model is None else most_positions(model) for c, model in known]
+    return min([data.length, *(limit for limit in limits if limit is not None)])
 
 
 def require_taken(samples: TrainingSamples | None, data: Data, model: nn.Module | None, whose: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from aicompress.data import split
 from aicompress.errors import RecipeError
 from aicompress.pipeline.distillation.data.samples import TrainingSamples
+from aicompress.recipe.distillation import DistillRecipe, Training
 
 BUCKET = 32  # batches whose samples are sorted by length together
 
@@ -209,16 +210,40 @@ def mixed(split: Split, labels: Tensor, share: float) -> Split:
     )
 
 
-def split_samples(samples: TrainingSamples, held_out: float, batch: int, seed: int) -> Split:
-    """Split the samples into those to train on and a share held out.
+def split_of(
+    samples: TrainingSamples, training: Training, recipe: DistillRecipe
+) -> tuple[Split, Training, tuple[str, ...]]:
+    """Which samples are trained on and which are held out, a batch that these fill, and a warning where it is smaller.
+
+    Raises:
+        RecipeError: they fill none, or not as a mean teacher or a number of tokens asks.
+    """
+    split = split_samples(samples, training.held_out, training.batch, recipe.seed, training.accumulate)
+    if training.batch_tokens is not None:
+        return by_tokens(split, samples, training.batch_tokens), training, ()
+    told: tuple[str, ...] = ()
+    if split.batch < training.batch:
+        told = (f"a batch takes {split.batch} samples, not {training.batch}: there are no more to train on",)
+        training = training.model_copy(update={"batch": split.batch})
+    if recipe.mean_teacher is None or samples.labels is None:
+        return split, training, told
+    return mixed(split, samples.labels, recipe.mean_teacher.labelled), training, told
+
+
+def split_samples(samples: TrainingSamples, held_out: float, batch: int, seed: int, parts: int = 1) -> Split:
+    """Split the samples into those to train on and a share held out; few are one batch.
+
+    Args:
+        parts: that divide a batch.
 
     Raises:
         RecipeError: what is left does not fill one batch.
     """
     train, held = split(len(samples), held_out, seed)
-    if len(train) < batch:
+    fitting = min(batch, len(train) // parts * parts)
+    if not fitting:
         raise RecipeError(
-            f"{samples.source.path} leaves {len(train)} training samples, a batch takes {batch}",
-            f"training.batch: {len(train)}, or more data",
+            f"{samples.source.path} leaves {len(train)} training samples, a batch is divided by {parts}",
+            f"training.accumulate: {len(train)}, or more data",
         )
-    return Split(train, held, batch, seed, samples.lengths)
+    return Split(train, held, fitting, seed, samples.lengths)

@@ -63,9 +63,11 @@ def test_a_held_out_share_is_apart() -> None:
     assert len(split.held_out) == 2
 
 
-def test_too_few_samples_for_a_batch_are_refused() -> None:
-    with pytest.raises(RecipeError, match="leaves 5 training samples, a batch takes 6"):
-        split_samples(padded(), held_out=0.1, batch=6, seed=0)
+def test_few_samples_are_one_batch() -> None:
+    assert split_samples(padded(), held_out=0.1, batch=6, seed=0).batch == 5
+    assert split_samples(padded(), held_out=0.1, batch=6, seed=0, parts=2).batch == 4
+    with pytest.raises(RecipeError, match="leaves 5 training samples, a batch is divided by 6"):
+        split_samples(padded(), held_out=0.1, batch=6, seed=0, parts=6)
 
 
 def test_steps_of_so_many_tokens() -> None:
