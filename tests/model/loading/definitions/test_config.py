@@ -10,11 +10,11 @@ import torch
 import transformers as hf
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import RecipeError
+from aicompress.model.distillation.outputs import runner
 from aicompress.model.loading.definitions.config import configurations, most_positions
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.distillation.data.samples import require_positions
+from aicompress.pipeline.distillation.data.samples import fitting_samples
 from aicompress.pipeline.step.models.running_model import Running, encoder, example
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe import Calibration
@@ -54,7 +54,7 @@ def test_a_model_on_kernels_takes_as_many(tmp_path: Path, tiny_bert: Path) -> No
 
 
 def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path, tiny_bert: Path) -> None:
-    """In evaluation, latency and calibration alike; training says so before it begins."""
+    """In evaluation, latency, calibration and training alike; training says so before it begins."""
     folder = shutil.copytree(tiny_bert, tmp_path / "roberta")
     model = hf.RobertaModel(hf.RobertaConfig(**SHAPE, pad_token_id=0)).eval()
     model.save_pretrained(folder)
@@ -69,9 +69,9 @@ def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path, tiny_bert: Path) 
     inputs = calibration_inputs(checkpoint, model, data, 0, Processes())
     assert [batch["input_ids"].shape[1] for batch in inputs.batches] == [39, 39]
     assert all(model(**batch).last_hidden_state.isfinite().all() for batch in inputs.batches)
-    with pytest.raises(RecipeError, match="39 positions") as caught:
-        require_positions(data, checkpoint, "student's")
-    assert caught.value.hint == "length: 39"
+    samples, told = fitting_samples(data, runner(checkpoint).task, [("the student", checkpoint, model)])
+    assert samples.columns["input_ids"].shape == (2, 39)
+    assert told == ["training samples are 39 tokens long, not 128: the models take no more"]
 
 
 def test_parts_that_hold_a_number_under_the_name_of_a_configuration() -> None:
