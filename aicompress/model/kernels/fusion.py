@@ -108,6 +108,7 @@ def _join_feed_forward(layer: Any) -> bool:
         return False
     if getattr(activation, "act", None) is F.gelu:  # the exact one, not its approximations
         first.activation, first.output, last.output = "gelu", torch.bfloat16, _wide(layer)
+        first.few, first.kernel = None, Bfloat16Linear.kernel  # the product in float32 has no activation
         layer.intermediate.intermediate_act_fn = nn.Identity()
     return True
 

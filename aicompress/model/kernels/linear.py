@@ -25,8 +25,9 @@ RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-l
 KEPT_BYTES = 1 << 30  # decoded weights up to this size are held, for products of many rows
 INT8_ROWS = 2
 INT8_KEPT_ROWS = 32  # rounding the inputs of more rows than this takes longer than products of bfloat16 save
-FEW_ROWS = 8  # up to as many, a small product in float32 is over before inputs are in bfloat16
-SMALL = 1 << 18  # weights of a layer that is small
+FEW = 11 << 17  # multiply-adds of a thread that are over in float32 before inputs are in bfloat16
+SMALL = 1 << 19  # weights of a layer that is small
+_bfloat16_product = torch.ops.mkldnn._linear_pointwise.default  # looked up once: at 16 rows a lookup shows
 
 
 def has_fast_bfloat16() -> bool:
@@ -153,28 +154,22 @@ class Bfloat16Linear(FastLinear):
         super().__init__((matrix.shape[0], matrix.shape[1]), bias)
         self.few = matrix.float() if wide and matrix.numel() <= SMALL else None
         if self.few is not None:
-            self.kernel = f"bfloat16, float32 up to {FEW_ROWS} rows"
+            self.kernel = f"bfloat16, float32 up to {FEW // matrix.numel()} rows a thread"
         self.packed = Prepacked(matrix.bfloat16())
         self.small_bias = None if bias is None else bias.detach().bfloat16()
         self.output: torch.dtype | None = None
         self.activation = "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out); a few rows as `PlainLinear` does it."""
-        if self._is_few(x):
-            refuse_gradients(x)
-            return F.linear(x, self.few, self.bias)  # type: ignore[arg-type]
-        return super().forward(x)
-
-    def _is_few(self, x: Tensor) -> bool:
-        return self.few is not None and x.dtype is torch.float32 and x.numel() <= FEW_ROWS * self.in_features
+        """(..., in) -> (..., out) in few calls, as `PlainLinear`."""
+        refuse_gradients(x)
+        return self.multiply(x)
 
     def multiply(self, x: Tensor) -> Tensor:
-        if self._is_few(x):
-            return F.linear(x, self.few, self.bias)  # type: ignore[arg-type]
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.bfloat16(), self.packed.tensor, self.small_bias, self.activation, [], "none"
-        )
+        products = x.numel() * self.out_features
+        if self.few is not None and x.dtype is torch.float32 and products <= FEW * torch.get_num_threads():
+            return F.linear(x, self.few, self.bias)
+        y: Tensor = _bfloat16_product(x.bfloat16(), self.packed.tensor, self.small_bias, self.activation, [], "none")
         return y.to(self.output or x.dtype)
 
 

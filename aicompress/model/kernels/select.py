@@ -149,7 +149,7 @@ def _two_products(right: Tensor, left: Tensor, bias: Tensor | None, keep: bool) 
     if right.dtype is not torch.bfloat16 or not has_fast_bfloat16():
         return LowRankLinear(PlainLinear(turned(right), None), PlainLinear(turned(left), bias))
     (rank, columns), out = right.shape, len(left)
-    few = (turned(right.float()), turned(left.float())) if keep and rank * (out + columns) <= SMALL else None
+    few = (turned(right.float()), turned(left.float())) if keep and rank * (out + columns) <= SMALL // 2 else None
     tiled = keep and fits_tiles(out, rank, columns) and tile_products() is not None
     many = TiledFactors(right, left, bias) if tiled else None
     return LowRankLinear(Bfloat16Linear(right, None), Bfloat16Linear(left, bias), few, many)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aicompress.model.kernels.amx import TiledFactors
-from aicompress.model.kernels.linear import FEW_ROWS, Bfloat16Linear, FastLinear, PlainLinear, refuse_gradients
+from aicompress.model.kernels.linear import FEW, Bfloat16Linear, FastLinear, PlainLinear, refuse_gradients
 
-FEW_PRODUCTS = 1 << 20  # multiply-adds in float32 that are over before two calls in bfloat16 are
+FEW_ROWS = 8  # of inputs in bfloat16, of which more are over sooner in tiles
 
 
 def turned(matrix: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class LowRankLinear(FastLinear):
         self.few, self.few_bias, self._few_inputs = few, None, 0
         self.many = many
         if few is not None:
-            rows = min(FEW_ROWS, FEW_PRODUCTS // sum(factor.numel() for factor in few))
+            rows = min(FEW_ROWS, FEW // sum(factor.numel() for factor in few))
             self.few_bias = None if self.bias is None else self.bias.detach().float()
             self._few_inputs = rows * self.in_features
             self.kernel += f", float32 up to {rows} rows"

@@ -84,7 +84,11 @@ def test_a_layer_with_a_plain_neighbour_is_left_alone(
         tmp_path / "out",
         lambda info, w: None if dense in info.name or info.kind != "linear" else integers(w, 8),
     )
-    assert relative(states(load(path)), states(load(path, kernels="reference"))) < 1.5e-2
+    fast, reference = load(path), load(path, kernels="reference")
+    assert relative(states(fast), states(reference)) < 1.5e-2
+    with torch.no_grad():  # few inputs go through products in float32, which have no activation in them
+        found, expected = (model(IDS[:1, :4]).last_hidden_state for model in (fast, reference))
+    assert relative(found, expected) < 1.5e-2
 
 
 def test_every_hidden_state_keeps_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

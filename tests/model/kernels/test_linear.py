@@ -17,7 +17,7 @@ from aicompress.errors import Refused
 from aicompress.model.kernels import int4, linear, select
 from aicompress.model.kernels.int4 import KEPT_ROWS
 from aicompress.model.kernels.linear import (
-    FEW_ROWS,
+    FEW,
     INT8_KEPT_ROWS,
     INT8_ROWS,
     PlainLinear,
@@ -296,7 +296,7 @@ def test_no_product_of_many_rows_decodes_a_weight_anew(
         assert operations.written < OUT * COLUMNS // 2, rows
 
 
-@pytest.mark.parametrize("rows", [1, FEW_ROWS])
+@pytest.mark.parametrize("rows", [1, FEW // (OUT * COLUMNS)])
 def test_a_small_layer_multiplies_few_rows_as_a_dense_one_does(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     layer = fast_linear(CASES["w8"][0], None, torch.float32, resident=True)
