@@ -9,7 +9,7 @@ from aicompress.data.check import problems
 from aicompress.data.drawn import drawn_windows
 from aicompress.data.sampling import SampleSource, choose, digest, split
 from aicompress.data.section import Data
-from aicompress.data.text import batches, labelled, pairs, sentences
+from aicompress.data.text import batches, labelled, pairs, sentences, targets
 from aicompress.data.tokens import Tokenizer, token_stream, token_windows
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "problems",
     "sentences",
     "split",
+    "targets",
     "token_stream",
     "token_windows",
 ]

@@ -52,7 +52,7 @@ class Data(BaseModel):
     inputs: str | tuple[str, ...] | None = Field(
         None, description="arrays: name of the inputs; for calibration also several, each an argument of the model"
     )
-    labels: str | None = Field(None, description="arrays or labelled texts: name of the labels")
+    labels: str | None = Field(None, description="arrays or rows: name of the labels, or of what a decoder is to write")
     columns: tuple[int, int] | tuple[str, str] | None = Field(
         None, description="pairs: columns of the two sentences; numbers from 0 where the file has no header, else names"
     )

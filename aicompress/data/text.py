@@ -66,6 +66,25 @@ def labelled(
     return chosen, torch.tensor(labels)[taken], record(data, len(taken), len(texts), seed, rows.skipped)
 
 
+def targets(data: Data) -> tuple[list[str], list[str], SampleSource]:
+    """Texts, and for each the text that is to be written of it, which `labels` names.
+
+    Raises:
+        RecipeError: the source cannot be read, holds no rows or lacks a column.
+    """
+    if data.labels is None or data.kind not in ("jsonl", "csv", "parquet", "hub"):
+        raise RecipeError(f"{data.path}: {data.kind} holds no rows with `labels`", "give jsonl, csv, parquet or hub")
+    rows = FullRows(data, [data.field, data.labels])
+    names = (data.field, data.labels)
+    texts = [
+        [plain_text(value, f"{data.path}, {where}", name) for value, name in zip(row, names, strict=True)]
+        for where, row in rows
+    ]
+    taken = choose(len(texts), data, None).tolist()
+    source = record(data, len(taken), len(texts), None, rows.skipped)
+    return [texts[index][0] for index in taken], [texts[index][1] for index in taken], source
+
+
 def _label(where: str, value: object, classes: Sequence[str]) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise RecipeError(f"{where}: label {value!r} is not a class", "a whole number, or a class name of the model")

@@ -75,17 +75,18 @@ def _bisect(falling: Callable[[float], float]) -> float:
     return (low + high) / 2
 
 
-def window_mean(values: Tensor, n: int, seed: int) -> Estimate:
-    """Estimate the mean over the tokens of equally long windows.
+def window_mean(values: Tensor, tokens: Tensor, seed: int) -> Estimate:
+    """Estimate the mean over the tokens of windows.
 
     Windows are resampled, not tokens: the tokens of a window depend on each other.
 
     Args:
         values: (windows,) mean of each window.
-        n: tokens in all windows together.
+        tokens: (windows,) how many each has.
         seed: of the resampling.
     """
-    return _bootstrap_mean(values, seed, (n, "tokens"), "window")
+    alike = bool((tokens == tokens[0]).all())
+    return _bootstrap_mean(values, seed, (int(tokens.sum()), "tokens"), "window", None if alike else tokens.double())
 
 
 def sample_mean(values: Tensor, seed: int, unit: str) -> Estimate:
@@ -99,23 +100,34 @@ def sample_mean(values: Tensor, seed: int, unit: str) -> Estimate:
     return _bootstrap_mean(values, seed, (len(values), unit), unit.removesuffix("s"))
 
 
-def _bootstrap_mean(values: Tensor, seed: int, samples: tuple[int, str], resampled: str) -> Estimate:
+def _bootstrap_mean(
+    values: Tensor, seed: int, samples: tuple[int, str], resampled: str, weights: Tensor | None = None
+) -> Estimate:
     """Estimate a mean with its bootstrap percentile interval (Efron, Annals of Statistics 7, 1979).
 
     Args:
         values: (count,) what is resampled.
         samples: how many samples the values stand for, and what a sample is.
         resampled: what one of the values belongs to.
+        weights: (count,) of the values in the mean, float64; None where they are equal.
     """
     count = len(values)
     values = values.double()
-    own = Means(values, seed, resampled)
+    own = Means(values, seed, resampled, weights)
+    mean = float(_weighted(values, weights, torch.arange(count)[None]))
     if count < 2:
-        return Estimate(float(values.mean()), None, None, *samples, f"none: a single {resampled}", samples=own)
+        return Estimate(mean, None, None, *samples, f"none: a single {resampled}", samples=own)
     generator = torch.Generator().manual_seed(seed)
-    means = torch.cat([values[draws].mean(dim=1) for draws in _draws(count, generator)])
+    means = torch.cat([_weighted(values, weights, draws) for draws in _draws(count, generator)])
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(values.mean()), low, high, *samples, f"bootstrap of {count} {resampled}s", samples=own)
+    return Estimate(mean, low, high, *samples, f"bootstrap of {count} {resampled}s", samples=own)
+
+
+def _weighted(values: Tensor, weights: Tensor | None, draws: Tensor) -> Tensor:
+    """Means of resamples, (resamples,)."""
+    if weights is None:
+        return values[draws].mean(dim=1)
+    return (values * weights)[draws].sum(dim=1) / weights[draws].sum(dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,16 +137,19 @@ class Means(PairedSamples):
     Attributes:
         seed: of the resampling.
         of: what one of the values belongs to.
+        weights: of the values in the mean; None where they are equal.
         exponential: the figure is exp of the mean, so that two of them have a ratio.
     """
 
     values: Tensor
     seed: int
     of: str
+    weights: Tensor | None = None
     exponential: bool = False
 
     def change(self, baseline: Means) -> Change:
-        found = _bootstrap_mean(self.values - baseline.values, self.seed, (len(self.values), ""), self.of)
+        differences = self.values - baseline.values
+        found = _bootstrap_mean(differences, self.seed, (len(differences), ""), self.of, self.weights)
         interval = found.interval if found.low is None else f"{found.interval}, paired"
         if not self.exponential:
             return Change(found.value, found.low, found.high, "difference", interval)

@@ -11,6 +11,7 @@ from aicompress.data.section import SourceKind
 
 TEXTS: tuple[SourceKind, ...] = ("text", "jsonl", "csv", "parquet", "hub")
 ROWS: tuple[SourceKind, ...] = ("jsonl", "csv", "parquet", "hub")
+NO_TOKEN = -100  # as transformers and torch have it
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,17 @@ class ModelOutputs:
 
 @dataclass(frozen=True)
 class TokenLogits(ModelOutputs):
-    """Logits of causal language models for windows of tokens, in batches.
+    """Logits of causal language models, and of decoders behind an encoder, for windows of tokens, in batches.
 
     Attributes:
-        ids: (windows, tokens) int64.
-        logits: of each model, (windows, tokens, vocabulary); position t predicts token t + 1.
+        targets: (windows, tokens) int64, the tokens that are predicted; NO_TOKEN where a window is over.
+        logits: of each model, (windows, tokens, vocabulary).
     """
 
     what = "predicted tokens"
-    sources = TEXTS
+    sources = (*TEXTS, "arrays")
 
-    ids: Tensor
+    targets: Tensor
     logits: tuple[Tensor, ...]
 
 

@@ -70,7 +70,7 @@ def test_rank_correlation_interval_covers_the_truth_about_as_often_as_it_says() 
 
 def test_bootstrap_interval_is_that_of_the_mean() -> None:
     values = torch.randn(400, generator=torch.Generator().manual_seed(1))
-    found = window_mean(values, 400 * 255, seed=0)
+    found = window_mean(values, torch.full((400,), 255), seed=0)
     error = float(values.std()) / math.sqrt(400)
     assert found.value == pytest.approx(float(values.mean()))
     assert found.low == pytest.approx(found.value - 1.96 * error, abs=0.15 * error)
@@ -80,20 +80,20 @@ def test_bootstrap_interval_is_that_of_the_mean() -> None:
 
 def test_bootstrap_is_seeded() -> None:
     values = torch.rand(30)
-    assert window_mean(values, 30, seed=3) == window_mean(values, 30, seed=3)
-    assert window_mean(values, 30, seed=3) != window_mean(values, 30, seed=4)
+    assert window_mean(values, torch.ones(30), seed=3) == window_mean(values, torch.ones(30), seed=3)
+    assert window_mean(values, torch.ones(30), seed=3) != window_mean(values, torch.ones(30), seed=4)
 
 
 def test_samples_are_resampled_as_windows_are() -> None:
     values = torch.rand(30)
-    samples, windows = sample_mean(values, 3, "texts"), window_mean(values, 30 * 255, seed=3)
+    samples, windows = sample_mean(values, 3, "texts"), window_mean(values, torch.full((30,), 255), seed=3)
     assert (samples.value, samples.low, samples.high) == (windows.value, windows.low, windows.high)
     assert (samples.n, samples.unit, samples.interval) == (30, "texts", "bootstrap of 30 texts")
     assert (windows.n, windows.unit, windows.interval) == (30 * 255, "tokens", "bootstrap of 30 windows")
 
 
 def test_one_window_has_no_interval() -> None:
-    found = window_mean(torch.tensor([2.0]), 255, seed=0)
+    found = window_mean(torch.tensor([2.0]), torch.tensor([255]), seed=0)
     assert (found.low, found.high, found.interval) == (None, None, "none: a single window")
     assert exponential(found).value == pytest.approx(math.exp(2))
 
@@ -128,7 +128,7 @@ def test_two_perplexities_of_the_same_windows_are_far_nearer_than_their_interval
     generator = torch.Generator().manual_seed(0)
     nll = 4.33 + 0.3 * torch.randn(400, generator=generator)
     tested, baseline = (
-        exponential(window_mean(values, 400 * 255, seed=0))
+        exponential(window_mean(values, torch.full((400,), 255), seed=0))
         for values in (nll + 0.0016 + 0.01 * torch.randn(400, generator=generator), nll)
     )
     figure = tested.beside(baseline)

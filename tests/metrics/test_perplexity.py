@@ -35,7 +35,9 @@ def damaged(tiny_llama: Path) -> torch.nn.Module:
 def measured(
     models: Sequence[torch.nn.Module], windows: torch.Tensor, kl_samples: int | None = None, batch: int = 4
 ) -> MeasuredFigures:
-    batches = [TokenLogits(ids, tuple(model(ids).logits for model in models)) for ids in windows.split(batch)]
+    batches = [
+        TokenLogits(ids[:, 1:], tuple(model(ids).logits[:, :-1] for model in models)) for ids in windows.split(batch)
+    ]
     return METRIC.measure(batches, Perplexity(text="unread.txt", kl_samples=kl_samples), 0)
 
 

@@ -40,8 +40,8 @@ def random(*shape: int, seed: int) -> torch.Tensor:
 def outputs(kind: type[ModelOutputs], models: int) -> list[ModelOutputs]:
     """Random outputs of some models in two batches, or in one where metrics read all samples at once."""
     if kind is TokenLogits:
-        ids = torch.arange(40).view(4, 10) % 7
-        return [TokenLogits(i, tuple(random(2, 10, 7, seed=m) for m in range(models))) for i in ids.split(2)]
+        targets = torch.arange(40).view(4, 10) % 7
+        return [TokenLogits(i, tuple(random(2, 10, 7, seed=m) for m in range(models))) for i in targets.split(2)]
     if kind is ClassLogits:
         logits = tuple(random(10, 3, seed=m) for m in range(models))
         return [ClassLogits(torch.arange(10) % 3, logits, "samples") for _ in range(2)]

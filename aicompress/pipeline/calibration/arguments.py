@@ -82,7 +82,7 @@ def argument_problems(module: Any, data: Calibration, seed: int) -> list[Compres
         named, _, _ = named_arrays(data, seed, DEFAULT_SAMPLES)
     except CompressError as error:
         return [error]
-    return input_problems(module, _named(module, named), data)
+    return input_problems(module, named_arguments(module, named), data)
 
 
 def _unknown_arguments(module: Any, names: Sequence[str]) -> list[CompressError]:
@@ -105,7 +105,7 @@ def first_argument(module: Any) -> str:
     return getattr(module, "main_input_name", None) or next(iter(inspect.signature(module.forward).parameters))
 
 
-def _named(model: Any, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named_arguments(model: Any, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Arrays by the model's arguments: one alone is also what the model calls its input."""
     if len(named) == 1 and next(iter(named)) not in inspect.signature(model.forward).parameters:
         return {first_argument(model): next(iter(named.values()))}
@@ -117,7 +117,7 @@ def arguments_of(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
 
     A decoder that is not given its own is given the same token ids, or its first token where they are none.
     """
-    arguments: dict[str, Any] = {name: shaped(name, inputs) for name, inputs in _named(model, named).items()}
+    arguments: dict[str, Any] = {name: shaped(name, inputs) for name, inputs in named_arguments(model, named).items()}
     described = getattr(model, "config", None)
     if getattr(described, "is_encoder_decoder", False):
         start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0

@@ -24,6 +24,7 @@ from aicompress.pipeline.evaluation.samples import (
     read_samples,
     require_tokens,
 )
+from aicompress.pipeline.evaluation.sequences import Sequences, encodes
 from aicompress.pipeline.step.models.accepted_inputs import shaped
 from aicompress.pipeline.step.models.running_model import Inputs, Running, encoder
 from aicompress.recipe.evaluation import EvalRecipe
@@ -53,20 +54,20 @@ def token_logits(
     models: Models, metric: AnyMetric, data: Data, samples: Windows, progress: Counted
 ) -> Iterator[TokenLogits]:
     """Give logits for every window; one batch of logits per model is held."""
-    windows = samples.ids
-    runs = [_language_model(model.module, metric.name) for model in models]
+    count, length = samples.read.targets.shape
+    runs = [_language_model(model, metric.name) for model in models]
     start = 0
     width = 1  # the first window tells the size of the vocabulary
-    while start < len(windows):
-        ids = windows[start : start + width]
-        tested = runs[0](ids)
-        logits = [tested, *(run(ids).to(tested.device) for run in runs[1:])]
+    while start < count:
+        part = samples.read.part(start, width)
+        tested = runs[0](part)
+        logits = [tested, *(run(part).to(tested.device) for run in runs[1:])]
         shared = min(each.shape[-1] for each in logits)  # tables of one tokenizer may be padded to other sizes
-        require_tokens(models, [each.shape[-1] for each in logits], int(windows.max()))
-        yield TokenLogits(ids.to(tested.device), tuple(each[..., :shared] for each in logits))
-        start += len(ids)
-        progress(start, len(windows))
-        width = max(1, LOGITS // (windows.shape[1] * tested.shape[-1]))
+        require_tokens(models, [each.shape[-1] for each in logits], int(samples.read.targets.max()))
+        yield TokenLogits(part.targets.to(tested.device), tuple(each[..., :shared] for each in logits))
+        start += len(part.targets)
+        progress(start, count)
+        width = max(1, LOGITS // (length * tested.shape[-1]))
 
 
 def class_logits(
@@ -112,20 +113,22 @@ RUNS: Mapping[type[ModelOutputs], Callable[[Models, AnyMetric, Data, Any, Counte
 }
 
 
-def _language_model(model: nn.Module, metric: str) -> Callable[[Tensor], Tensor]:
-    """Make a function of a causal language model: ids (batch, tokens) -> logits (batch, tokens, vocabulary)."""
-    device = next(model.parameters()).device
+def _language_model(model: Running, metric: str) -> Callable[[Sequences], Tensor]:
+    """Make a function of a language model: what it is given -> logits of the targets (batch, tokens, vocabulary)."""
+    module, forced = model.module, encodes(model)
+    device = next(module.parameters()).device
 
-    def run(ids: Tensor) -> Tensor:
+    def run(given: Sequences) -> Tensor:
+        # The model itself puts its first token before labels and gives the decoder all but the last: teacher forcing.
+        inputs = given.inputs | ({"labels": given.targets} if forced else {})
         with input_errors_refused("evaluation text"):
-            output = model(input_ids=ids.to(device), use_cache=False)
+            output = module(**{name: each.to(device) for name, each in inputs.items()}, use_cache=False)
         logits = getattr(output, "logits", None)
-        if logits is None or logits.ndim != 3 or logits.shape[:2] != ids.shape:
-            kind = type(model).__name__
-            raise CheckpointError(
-                f"{kind} gives no logits for every token", f"{metric} is measured on causal language models"
-            )
-        return logits  # type: ignore[no-any-return]
+        expected = given.targets.shape if forced else given.inputs["input_ids"].shape
+        if logits is None or logits.ndim != 3 or logits.shape[:2] != expected:
+            kind = type(module).__name__
+            raise CheckpointError(f"{kind} gives no logits for every token", f"{metric} is measured on language models")
+        return logits if forced else logits[:, :-1]  # type: ignore[no-any-return]
 
     return run
 

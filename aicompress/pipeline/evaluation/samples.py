@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Data, SampleSource, arrays, batches, labelled, pairs, sentences, token_windows
+from aicompress.data import Data, SampleSource, arrays, batches, labelled, pairs, sentences
 from aicompress.errors import CheckpointError, RecipeError, raise_all
 from aicompress.metrics import Metric
 from aicompress.metrics.outputs import ClassLogits, ModelOutputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
 from aicompress.model.loading.definitions.chain import module_for
 from aicompress.model.loading.definitions.config import class_names, most_positions
 from aicompress.model.loading.definitions.definition import skeleton
-from aicompress.pipeline.step.models.accepted_inputs import input_problems, text_problems
+from aicompress.pipeline.evaluation.sequences import Sequences, encodes, sequences
+from aicompress.pipeline.step.models.accepted_inputs import input_problems, run_error, text_problems
 from aicompress.pipeline.step.models.running_model import Inputs, Running
 from aicompress.recipe import Model
 
@@ -39,9 +40,9 @@ class MetricSamples:
 
 @dataclass(frozen=True)
 class Windows(MetricSamples):
-    """Windows of tokens, (windows, tokens) int64."""
+    """Windows of tokens, and what is predicted of them."""
 
-    ids: Tensor
+    read: Sequences
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,14 @@ def _require_taken(models: Models, data: Data, inputs: Inputs) -> None:
 
 
 def _windows(models: Models, metric: AnyMetric, data: Data) -> Windows:
-    _require_predict(models)
-    ids, source = token_windows(data, models[0].tokenizer)
-    _require_same_tokens(models, data, ids)
-    _require_takes(metric, len(ids), data)
-    _require_rows(models, int(ids.max()))
-    return Windows(source, ids)
+    read, source = sequences(models, data)
+    _require_takes(metric, len(read.targets), data)
+    if data.kind == "arrays":
+        for model in models:
+            raise_all(input_problems(model.module, read.inputs, data, _who(model, models)))
+    if "input_ids" in read.inputs:
+        _require_rows(models, int(read.inputs["input_ids"].max()))
+    return Windows(source, read)
 
 
 def _labelled(models: Models, metric: AnyMetric, data: Data) -> Labelled:
@@ -168,24 +171,6 @@ def _positions(models: Models) -> list[int]:
     return [limit for model in models if (limit := most_positions(model.module)) is not None]
 
 
-def _require_predict(models: Models) -> None:
-    """Windows of a text are for models that predict its tokens; an encoder and a decoder read two texts."""
-    for model in models:
-        if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
-            message = f"{model.path} is an encoder with a decoder, and windows of one text are what it does not predict"
-            raise RecipeError(message, "`-r eval/size-and-speed` measures what needs no data")
-
-
-def _require_same_tokens(models: Models, data: Data, ids: Tensor) -> None:
-    for baseline in models[1:]:
-        theirs, _ = token_windows(data, baseline.tokenizer)
-        if not torch.equal(ids, theirs):
-            raise CheckpointError(
-                f"{baseline.path} divides the text into other tokens than {models[0].path}",
-                "compare checkpoints that share a tokenizer",
-            )
-
-
 def _require_rows(models: Models, largest: int) -> None:
     """Look at the tables of embeddings, before a model runs."""
     tables = [getattr(model.module, "get_input_embeddings", lambda: None)() for model in models]
@@ -207,7 +192,14 @@ def require_tokens(models: Models, counts: Sequence[int], largest: int) -> None:
 
 
 def _require_encode(models: Models, texts: Sequence[str], length: int) -> None:
-    """Look for what makes embeddings of a text, in every model: a tokenizer that pads, and a pooling."""
+    """Look for what makes embeddings of a text, in every model: a tokenizer that pads, a pooling, and states."""
     for model in models:
-        list(batches(texts, model.tokenizer, 1, length))
+        (batch,) = batches(texts, model.tokenizer, 1, length)
         _ = model.pooling
+        ids = {"input_ids": batch["input_ids"].to(next(model.module.parameters()).device)}
+        if encodes(model) and run_error(model.module, (), ids) is not None:
+            raise CheckpointError(
+                f"{model.path} writes a text behind what it reads, and gives a sentence no embedding",
+                "`-r eval/language-model` measures what it writes; with T5EncoderModel or its like as `architectures` "
+                "in config.json the encoder is measured alone",
+            )

@@ -53,11 +53,11 @@ def test_one_batch_holds_as_many_logits_as_memory_allows(
     llama: Running, heldout_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = token_logits([llama, llama], heldout_file)
-    assert [len(batch.ids) for batch in whole] == [1, 5]
+    assert [len(batch.targets) for batch in whole] == [1, 5]
     monkeypatch.setattr(running, "LOGITS", 2 * 32 * 256)
     parts = token_logits([llama, llama], heldout_file)
-    assert [len(batch.ids) for batch in parts] == [1, 2, 2, 1]
-    assert torch.equal(torch.cat([batch.ids for batch in parts]), torch.cat([batch.ids for batch in whole]))
+    assert [len(batch.targets) for batch in parts] == [1, 2, 2, 1]
+    assert torch.equal(torch.cat([batch.targets for batch in parts]), torch.cat([batch.targets for batch in whole]))
     one, other = (torch.cat([batch.logits[1] for batch in batches]) for batches in (parts, whole))
     assert torch.allclose(one, other, atol=1e-4)
 
@@ -73,7 +73,7 @@ def test_progress_counts_windows(llama: Running, heldout_file: Path) -> None:
 def test_an_encoder_has_no_perplexity(tiny_bert: Path, heldout_file: Path) -> None:
     with pytest.raises(CheckpointError, match="no logits") as caught:
         token_logits([Setting().start(str(tiny_bert))], heldout_file)
-    assert "perplexity is measured on causal language models" in caught.value.hint
+    assert "perplexity is measured on language models" in caught.value.hint
 
 
 @pytest.mark.parametrize("rows", [300, 5])

@@ -44,16 +44,16 @@ class Hits(Data):
 
 def measure(batches, config, seed):
     """The share of hits of each model."""
-    shares = []
+    shares, tokens = [], []
     for batch in batches:
-        next_tokens = batch.ids[:, 1:, None]
-        guesses = (logits[:, :-1].topk(config.k).indices for logits in batch.logits)
+        next_tokens = batch.targets[..., None]
+        guesses = (logits.topk(config.k).indices for logits in batch.logits)
         shares.append(tuple((each == next_tokens).any(-1).double().mean(1) for each in guesses))
-        predicted = next_tokens.shape[1]
+        tokens.append(torch.full(next_tokens.shape[:1], next_tokens.shape[1]))
     models = [torch.cat(each) for each in zip(*shares)]
     return MeasuredFigures(
-        tuple({"hits": window_mean(each, len(each) * predicted, seed)} for each in models),
-        tuple({"hits_lost": window_mean(each - models[0], len(each) * predicted, seed)} for each in models[1:]),
+        tuple({"hits": window_mean(each, torch.cat(tokens), seed)} for each in models),
+        tuple({"hits_lost": window_mean(each - models[0], torch.cat(tokens), seed)} for each in models[1:]),
     )
 
 

@@ -206,12 +206,6 @@ def test_another_tokenizer_is_refused(trained_llama: Path, heldout_file: Path, t
         evaluate(str(trained_llama), [str(other)], of_text(heldout_file))
 
 
-def test_an_encoder_with_a_decoder_predicts_no_windows(tiny_t5: Path, heldout_file: Path) -> None:
-    with pytest.raises(RecipeError, match="an encoder with a decoder") as refusal:
-        evaluate(str(tiny_t5), [], of_text(heldout_file))
-    assert "eval/size-and-speed" in refusal.value.hint
-
-
 def test_what_a_text_or_a_model_has_no_more_of_is_told(trained_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a line\n" * 400)
     data = Perplexity(text=str(tmp_path / "text.txt"), samples=50, length=400)  # type: ignore[arg-type]

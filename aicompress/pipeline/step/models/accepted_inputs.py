@@ -75,7 +75,7 @@ def _of_unnamed(module: nn.Module, inputs: Mapping[str, Tensor], data: Data, who
     if len(inputs) != 1 or not parameters or any(not parameter.is_meta for parameter in parameters):
         return []
     (tensor,) = inputs.values()
-    reason = _error(module, (_sample(tensor),), {})
+    reason = run_error(module, (_sample(tensor),), {})
     if reason is None:
         return []
     told = f"{who} does not run on {_words('', tensor)} of {data.name}: {reason}"
@@ -141,8 +141,8 @@ def _failure(module: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
         return None
     beside = {name: tensor for name, tensor in taken.items() if name.startswith("decoder_")}
     given = {name: _sample(shaped(name, tensor)) for name, tensor in inputs.items()}
-    reason = _error(module, (), {**beside, **given})
-    return reason if _error(module, (), taken) is None else None
+    reason = run_error(module, (), {**beside, **given})
+    return reason if run_error(module, (), taken) is None else None
 
 
 def _example(module: Any) -> dict[str, Tensor]:
@@ -164,8 +164,8 @@ def _sample(tensor: Tensor) -> Tensor:
     return torch.empty((2, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
 
 
-def _error(module: nn.Module, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> str | None:
-    """What a run on the meta device raises; None where it raises nothing, or needs numbers."""
+def run_error(module: nn.Module, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> str | None:
+    """What a run raises; None where it raises nothing, or needs numbers on the meta device."""
     try:
         with torch.no_grad(), without_initialization(), batched_experts(module):
             module(*given, **named)
