@@ -28,6 +28,7 @@ class SampleSource:
         seed: seed of the choice; None where the first samples were taken.
         skipped: rows that were left out, because they are null or empty.
         asked: samples that the section asks for, where it does.
+        length: tokens in a sample, where the source holds too few for as many as the section asks.
         bos: tokens at the start of every window, which the tokenizer puts before a text; empty where there are none.
     """
 
@@ -41,6 +42,7 @@ class SampleSource:
     skipped: int = 0
     asked: int | None = None
     bos: str = ""
+    length: int | None = None
 
 
 def record(data: Data, samples: int, available: int, seed: int | None, skipped: int = 0) -> SampleSource:

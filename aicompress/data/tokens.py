@@ -56,7 +56,7 @@ def surrounding(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def token_windows(
-    data: Data, tokenizer: Tokenizer | None, seed: int | None = None, most: int | None = None
+    data: Data, tokenizer: Tokenizer | None, seed: int | None = None, most: int | None = None, least: int = 1
 ) -> tuple[Tensor, SampleSource]:
     """Non-overlapping windows of a text, (samples, length) int64.
 
@@ -64,10 +64,12 @@ def token_windows(
     chat messages are written with the tokenizer's chat template, which says itself where they end. Every window begins
     with what the tokenizer puts before a text (BOS), where it does, unless the data section says `bos: false`.
     Without a seed the first `samples` windows are taken (and no more is read than they need), which is how results
-    are compared; with a seed a random choice of all windows, which is how calibration samples.
+    are compared; with a seed a random choice of all windows, which is how calibration samples. Of a text that is too
+    short for `least` windows they are as long as it allows, which the record says.
 
     Args:
         most: windows that are taken of a longer text, where the data section does not say.
+        least: windows without which the caller has nothing to do.
 
     Raises:
         CheckpointError: there is no tokenizer.
@@ -84,15 +86,16 @@ def token_windows(
     enough = data.samples * inner if data.samples is not None and seed is None else None
     parts = _read(texts, before, enough)
     count = sum(map(len, parts))
-    available = count // inner
-    if not available:
-        hint = f"length: {count + len(before)} in the section that names it, or a longer text"
-        raise RecipeError(f"{data.path} holds {count} tokens, and one sample of {data.length} needs {inner}", hint)
+    shorter = min(inner, count // least)
+    if shorter + len(before) < 2:
+        raise RecipeError(f"{data.path} holds {count} tokens, too few to predict one from another", "a longer text")
+    length = None if shorter == inner else shorter + len(before)
+    inner, available = shorter, count // shorter
     windows = torch.cat(parts)[: available * inner].view(available, inner)
     taken = choose(available, data, seed, most)
     windows = torch.cat([before.expand(len(taken), -1), windows[taken]], dim=1)
     source = record(data, len(taken), available, seed, 0 if rows is None else rows.skipped)
-    return windows, replace(source, bos=" ".join(tokenizer.convert_ids_to_tokens(before.tolist())))
+    return windows, replace(source, bos=" ".join(tokenizer.convert_ids_to_tokens(before.tolist())), length=length)
 
 
 def token_stream(data: Data, tokenizer: Tokenizer | None) -> Iterator[Tensor]:

@@ -46,16 +46,21 @@ def test_a_seed_gives_a_repeatable_choice_of_all_windows(tokenizer: Any, text_fi
     assert all(tuple(row) in rows for row in chosen.tolist())
 
 
-def test_a_short_text_is_taken_whole_or_refused_with_the_numbers(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_short_text_is_taken_whole_in_windows_as_long_as_it_allows(tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text("one two three " * 20)
     count = len(tokenizer(path.read_text())["input_ids"])
     windows, source = token_windows(Data(text=str(path), length=32, samples=50), tokenizer)
     assert len(windows) == source.samples == source.available == count // 32
     assert source.asked == 50
-    with pytest.raises(RecipeError, match=f"holds {count} tokens, and one sample of 4096 needs 4096") as caught:
+    assert source.length is None
+    for least in (1, 2):
+        windows, source = token_windows(Data(text=str(path), length=4096), tokenizer, least=least)
+        assert windows.shape == (least, count // least)
+        assert source.length == count // least
+    path.write_text("o")
+    with pytest.raises(RecipeError, match="holds 1 tokens, too few"):
         token_windows(Data(text=str(path), length=4096), tokenizer)
-    assert caught.value.hint.startswith(f"length: {count} ")
 
 
 def test_rows_are_divided_by_the_end_token(tokenizer: Any, table: dict[str, str]) -> None:

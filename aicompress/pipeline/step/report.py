@@ -77,7 +77,7 @@ def build_report(
 
 
 def _of_sources(results: Results) -> Iterator[str]:
-    """Warnings of sources that held rows of nothing, or fewer samples than were asked for."""
+    """Warnings of sources that held rows of nothing, or fewer or shorter samples than were asked for."""
     training = results.training.get("data")
     records = [*results.calibration.get("data", []), *results.data.values(), *([training] if training else [])]
     for path, record in {record["path"]: record for record in records}.items():
@@ -85,6 +85,8 @@ def _of_sources(results: Results) -> Iterator[str]:
             yield f"{path}: rows that are null or empty are left out: {record['skipped']:,}"
         if (asked := record.get("asked") or 0) > record["samples"]:
             yield f"{path}: it holds fewer samples than are asked for: {record['samples']:,} of {asked:,}"
+        if record.get("length"):
+            yield f"{path}: it holds fewer tokens than a sample is to have: samples are {record['length']} tokens long"
 
 
 def add_report(report: Report, html: bool, writer: CheckpointWriter, prefix: str = "") -> Report:

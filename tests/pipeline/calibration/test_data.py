@@ -122,12 +122,12 @@ def test_samples_longer_than_the_model_are_shortened_and_said_to_be(
     assert told in steps.run(planned, Options(latency="off")).warnings
 
 
-def test_a_text_too_short_for_one_sample_is_refused_by_the_plan(tmp_path: Path, tiny_llama: Path) -> None:
-    (tmp_path / "short.txt").write_text("two or three words\n" * 3)
+def test_a_text_without_two_tokens_is_refused_by_the_plan(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "short.txt").write_text("o")
     method = {"name": "gptq", "bits": 8, "granularity": "channel"}
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps({"version": 1, "method": method, "calibration": {"text": "short.txt", "samples": 9}}))
-    with pytest.raises(CompressError, match="one sample of 256 needs 256"):
+    with pytest.raises(CompressError, match="holds 1 tokens, too few"):
         steps.make_plan(
             tiny_llama,
             Destination(tmp_path / "out"),

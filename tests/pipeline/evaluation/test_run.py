@@ -210,6 +210,13 @@ def test_what_a_text_or_a_model_has_no_more_of_is_told(trained_llama: Path, tmp_
     (tmp_path / "text.txt").write_text("a line\n" * 400)
     data = Perplexity(text=str(tmp_path / "text.txt"), samples=50, length=400)  # type: ignore[arg-type]
     report = evaluate(str(trained_llama), [], measuring({"perplexity": data}))
+    (tmp_path / "line.txt").write_text("a line\n" * 4)
+    short = data.model_copy(update={"text": str(tmp_path / "line.txt")})
+    few = evaluate(str(trained_llama), [], measuring({"perplexity": short}))
+    length = few.quality["perplexity"]["n"] + 1
+    told = f"line.txt: it holds fewer tokens than a sample is to have: samples are {length} tokens long"
+    assert few.data["perplexity"]["length"] == length < 256
+    assert told in few.warnings
     used = report.data["perplexity"]
     assert used["asked"] == 50
     assert 1 < used["samples"] == used["available"] < 50
@@ -220,7 +227,7 @@ def test_what_a_text_or_a_model_has_no_more_of_is_told(trained_llama: Path, tmp_
 @pytest.mark.parametrize(
     ("text", "fields", "why"),
     [
-        (b"a line\n" * 4, {"samples": 50}, "one sample of 32 needs 32"),
+        (b"a", {"samples": 50}, "too few to predict one from another"),
         (b"a line\n" * 400 + b"\xff\xfe\n", {"samples": None}, "is not UTF-8 text"),
     ],
 )

@@ -123,7 +123,7 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
     if task == "module":
         require_arrays(data)
     if task == "causal":
-        windows, source = token_windows(data, tokenizer)
+        windows, source = token_windows(data, tokenizer, least=2)  # one of them is held out
         return TrainingSamples({"input_ids": windows.int()}, None, source)
     if data.labels is not None:
         texts, labels, source = labelled(data, None, class_names(checkpoint))
