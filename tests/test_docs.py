@@ -105,8 +105,12 @@ def test_every_method_is_named(command: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+    """To a file or a folder, or to a heading of the page, whose name is its words in lower case with dashes."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    headings = {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)}
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
         assert (ROOT / target).exists(), target
+        assert target or heading in headings, heading
 
 
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
