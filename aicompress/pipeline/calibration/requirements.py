@@ -4,7 +4,6 @@ that know its layers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from aicompress.methods.structural import AnyStructuralMethod
 from aicompress.pipeline.calibration.arguments import argument_problems, generates, unreadable
 from aicompress.pipeline.calibration.request import Request, StepInput, follows, module_of
 from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.workers import started
 from aicompress.recipe import Recipe
 from aicompress.statistics import column_statistics
 
@@ -57,7 +57,7 @@ def problems(
     measures = recipe.measured_levels is not None and recipe.calibration is not None
     if not needs and not searches and not measures:
         return []
-    if recipe.tune is not None and (request.stats or os.environ.get("WORLD_SIZE", "1") != "1"):
+    if recipe.tune is not None and (request.stats or started() > 1):
         what = "files of statistics hold none of its blocks' outputs" if request.stats else "it runs in one process"
         hint = "leave --stats out, and torchrun" if request.stats else "leave torchrun out"
         return [Refused(f"tune: {what}", f"{hint}; or take effort: balanced, or tune: null, which tune no blocks")]

@@ -79,9 +79,14 @@ class Ranks(Processes):
         self._accelerator.wait_for_everyone()
 
 
+def started() -> int:
+    """How many processes torchrun started; one without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def processes(device: torch.device) -> Processes:
     """The ranks that torchrun started, or this process alone."""
-    return Ranks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Processes()
+    return Ranks(device) if started() > 1 else Processes()
 
 
 def is_first() -> bool:

@@ -424,7 +424,12 @@ class TestRefused:
 
 
 def test_windows_are_as_long_as_models_take_and_a_batch_as_large_as_there_are_samples(
-    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, text_file: Path
+    tiny_llama: Path,
+    trained_llama: Path,
+    recipe: Make,
+    tmp_path: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = recipe(
         {"name": "kl"},
@@ -433,7 +438,7 @@ def test_windows_are_as_long_as_models_take_and_a_batch_as_large_as_there_are_sa
     plan = make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), asked)
     assert "training samples are 256 tokens long, not 300: the models take no more" in plan.warnings
     left = len(plan.split.train)
-    assert f"a batch takes {left} samples, not 64: there are no more to train on" in plan.warnings
+    assert f"a batch takes {left} samples, not 64: there are {left} to train on" in plan.warnings
     assert plan.training.batch == plan.split.batch == left < 12
     assert plan.samples.columns["input_ids"].shape == (12, 256)
     report = run(plan, Options(latency="off"))
@@ -441,8 +446,12 @@ def test_windows_are_as_long_as_models_take_and_a_batch_as_large_as_there_are_sa
     short = Path(shutil.copytree(trained_llama, tmp_path / "short"))
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     plan = make_plan(tiny_llama, short, Destination(tmp_path / "other"), asked)
     assert plan.samples.columns["input_ids"].shape == (12, 64)
+    assert left % 2 == 1
+    assert plan.training.batch == plan.split.batch == left - 1
+    assert f"a batch takes {left - 1} samples, not 64: there are {left} to train on" in plan.warnings
 
 
 def test_an_image_classifier_learns_from_arrays_with_labels(

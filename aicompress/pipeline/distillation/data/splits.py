@@ -12,6 +12,7 @@ from torch import Tensor
 from aicompress.data import split
 from aicompress.errors import RecipeError
 from aicompress.pipeline.distillation.data.samples import TrainingSamples
+from aicompress.pipeline.step.workers import started
 from aicompress.recipe.distillation import DistillRecipe, Training
 
 BUCKET = 32  # batches whose samples are sorted by length together
@@ -218,12 +219,13 @@ def split_of(
     Raises:
         RecipeError: they fill none, or not as a mean teacher or a number of tokens asks.
     """
-    split = split_samples(samples, training.held_out, training.batch, recipe.seed, training.accumulate)
+    parts = training.accumulate * started()
+    split = split_samples(samples, training.held_out, training.batch, recipe.seed, parts)
     if training.batch_tokens is not None:
         return by_tokens(split, samples, training.batch_tokens), training, ()
     told: tuple[str, ...] = ()
     if split.batch < training.batch:
-        told = (f"a batch takes {split.batch} samples, not {training.batch}: there are no more to train on",)
+        told = (f"a batch takes {split.batch} samples, not {training.batch}: there are {len(split.train)} to train on",)
         training = training.model_copy(update={"batch": split.batch})
     if recipe.mean_teacher is None or samples.labels is None:
         return split, training, told
@@ -244,6 +246,6 @@ def split_samples(samples: TrainingSamples, held_out: float, batch: int, seed: i
     if not fitting:
         raise RecipeError(
             f"{samples.source.path} leaves {len(train)} training samples, a batch is divided by {parts}",
-            f"training.accumulate: {len(train)}, or more data",
+            f"training.accumulate: {len(train)}, fewer processes, or more data",
         )
     return Split(train, held, fitting, seed, samples.lengths)
