@@ -161,9 +161,15 @@ def guarded(command: Callable[..., object]) -> Callable[..., object]:
 
 
 def _at_home(value: Any) -> Any:
-    """A path, or a list of them, whose `~` a shell has left because it was quoted."""
+    """A path, or a list of them, whose `~` a shell has left because it was quoted.
+
+    Raises:
+        Refused: a path is `-`, which would become a folder of that name.
+    """
     if isinstance(value, list):
         return [_at_home(each) for each in value]
+    if isinstance(value, Path) and str(value) == "-":
+        raise Refused("- is no place: files are read more than once, and written whole", "name a file or a directory")
     if isinstance(value, str | Path) and str(value).startswith("~"):
         return type(value)(expanded(str(value)))
     return value

@@ -91,3 +91,15 @@ def test_an_output_called_as_another_format_is_refused(call: Call, mlp_file: Pat
     for verb, *recipe in (("quantize", "-r", "quantize/rtn-w8-embeddings"), ("export", "--to", "dense"), ("pack",)):
         result = call(verb, mlp_file, tmp_path / "out.gguf", *recipe)
         assert "out.gguf is no name of an output" in refused(result)
+
+
+def test_a_dash_is_no_place(call: Call, mlp_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["-r", "quantize/rtn-w8"]
+    for given in (
+        ["quantize", mlp_file, "-", *settings],
+        ["eval", mlp_file, "-o", "-", "-r", "eval/size-and-speed"],
+        ["quantize", mlp_file, "out", *settings, "--text", "-"],
+    ):
+        assert "- is no place" in refused(call(*given))
+    assert not list(tmp_path.iterdir())
