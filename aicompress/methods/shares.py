@@ -25,7 +25,10 @@ class Shares(Generic[C]):
         compress: (layers of a group, config) -> the stored weights, which have the shared part in common.
         why: what keeps layers from sharing, in a few words.
         alone: whether a layer that shares nothing is compressed by itself.
-        row_wise: `compress` may be given blocks of the layers' rows, the same of each.
+        row_wise: `compress` may be given blocks of the layers' rows, the same of each; of a layer that has fewer blocks
+            than others none in the end.
+        divided: (layers of a group, functions that read the blocks of rows of each, config) -> a config for each number
+            of a block, where its result depends on other rows; None: every block takes the layers' config.
         across: layers of several blocks share: what is read of their inputs is of the original model.
     """
 
@@ -36,4 +39,5 @@ class Shares(Generic[C]):
     why: str
     alone: bool = True
     row_wise: bool = False
+    divided: Callable[[Sequence[LayerInfo], Sequence[Sequence[Callable[[], Layer]]], C], list[C]] | None = None
     across: bool = False

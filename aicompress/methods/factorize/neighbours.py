@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import Field
 
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.factorize.shared_factor import SharedConfig
+from aicompress.methods.factorize.budget.shared import SharedConfig
 
 APART = "as no like layer of a neighbouring block is selected"
 _DEPTH = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")

@@ -17,8 +17,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from aicompress.methods.factorize.budget.shared import SharedRankConfig
 from aicompress.methods.factorize.neighbours import APART, BlocksConfig, neighbours
-from aicompress.methods.factorize.shared_factor import Aim, FactorGroups, SharedRankConfig, sharing
+from aicompress.methods.factorize.shared_factor import Aim, FactorGroups, sharing
 
 
 class SharedBasisConfig(BlocksConfig, SharedRankConfig):

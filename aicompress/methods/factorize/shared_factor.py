@@ -14,53 +14,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from functools import partial
+from itertools import zip_longest
+from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate, Reads, Rounded
+from aicompress.methods.capabilities import Candidate, Reads, Rounded, RowWise
 from aicompress.methods.curvature import raw_gram, shifted
 from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.effort import Effort, Level
+from aicompress.methods.factorize import shared_rows, svd
 from aicompress.methods.factorize.budget import allocation, groups
 from aicompress.methods.factorize.budget.ranks import largest_rank
-from aicompress.methods.factorize.budget.sizes import Gains, RankConfig, factor_dtype, kept_dense
+from aicompress.methods.factorize.budget.shared import SharedConfig, SharedRankConfig, rank_of, shrinks
+from aicompress.methods.factorize.budget.sizes import Gains, factor_dtype, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
 from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.method import MethodConfig
 from aicompress.methods.shares import Shares
 from aicompress.weights import Dense, LowRank, Weight
-
-
-class SharedConfig(MethodConfig):
-    """Parameters of methods whose layers share a factor."""
-
-    one_of: ClassVar[tuple[str, ...]] = ("rank", "keep")
-
-    rank: int | None = Field(None, ge=1, description="rows of V; layers that it would not shrink stay dense")
-    keep: float | None = Field(
-        None, gt=0, le=1, description="share of the parameters of the layers together that their factors have"
-    )
-    multiple: int | None = Field(
-        1, ge=1, description="ranks are multiples of this, so that groups of a later quantization fit"
-    )
-    whiten: bool = Field(True, description="columns count by the Gram matrix of the inputs; false: data-free")
-    relative: bool = Field(
-        True, description="a layer's error counts as a part of its output; false: large outputs count more"
-    )
-    damping: float = Field(0.1, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
-
-
-class SharedRankConfig(SharedConfig, RankConfig):
-    """Parameters of methods whose layers share one factor: how large it is may be left to the singular values."""
-
-    one_of: ClassVar[tuple[str, ...]] = RankConfig.one_of
-
 
 C = TypeVar("C", bound=SharedRankConfig)
 
@@ -113,7 +88,12 @@ def sharing(
         efforts: presets.
     """
 
-    def gains(layers: Sequence[Layer], given: C) -> Gains:
+    def gains(members: Sequence[Candidate[C]], given: C) -> Gains:
+        if not given.whiten:
+            infos, blocks = [member.info for member in members], [member.parts for member in members]
+            squares = shared_rows.squared_singular_values(infos, blocks, given.relative)
+            return Gains(squares, not aim.graded(given))
+        layers = [member.read() for member in members]
         seen = all(layer.inputs is None or layer.inputs.count > 1 for layer in layers)  # white noise counts one row
         weighed = _weighed(layers, given, aim)
         return Gains(weighed.inputs.squares(weighed.whole), seen and weighed.graded == aim.graded(given))
@@ -150,7 +130,21 @@ def sharing(
         describe=describe,
         rounded=alternative,
         efforts=efforts or {},
-        shares=Shares("in", grouping.groups, outlines, together, grouping.why, across=grouping.across),
+        shares=Shares(
+            "in",
+            grouping.groups,
+            outlines,
+            together,
+            grouping.why,
+            row_wise=True,
+            divided=divided,
+            across=grouping.across,
+        ),
+        row_wise=RowWise(
+            lambda given: not given.whiten,
+            divided=lambda info, blocks, given: divided([info], [blocks], given),
+            exact=False,
+        ),
         reading=Reads(reads, lambda given: aim.shift(given) if given.whiten else 0.0),
     )
 
@@ -159,7 +153,7 @@ def _estimated(
     candidates: Sequence[Candidate[C]],
     other_bytes: int,
     grouping: FactorGroups[C],
-    gains: Callable[[Sequence[Layer], C], Gains],
+    gains: Callable[[Sequence[Candidate[C]], C], Gains],
     opens: Callable[[C], frozenset[str]],
 ) -> list[C]:
     """Ranks by the weights alone where a survey will decide, which `opens` asks."""
@@ -171,31 +165,10 @@ def _estimated(
     return allocation.still_open(tried, estimates, lambda config: config.tried or bool(opens(config)))
 
 
-def numbers_of(infos: Sequence[LayerInfo]) -> tuple[int, int]:
-    """Rows of all layers together, and their columns."""
-    return sum(info.shape[0] for info in infos), infos[0].shape[1]
-
-
-def rank_of(infos: Sequence[LayerInfo], config: SharedConfig) -> int:
-    """The rank that layers have together."""
-    (out, columns), multiple = numbers_of(infos), config.multiple or 1
-    if config.rank is not None:
-        return -(-config.rank // multiple) * multiple
-    if config.keep is None:
-        raise RecipeError(f"{infos[0].name}: its rank is not decided", "give rank or keep")
-    rank = int(config.keep * out * columns / (out + columns))
-    return max(multiple, rank // multiple * multiple)
-
-
-def shrinks(infos: Sequence[LayerInfo], rank: int) -> bool:
-    """Whether factors of this rank are smaller than the layers."""
-    out, columns = numbers_of(infos)
-    dense = out * columns * infos[0].dtype.itemsize
-    return rank * (out + columns) * factor_dtype(infos[0]).itemsize < dense
-
-
 def outlines(infos: Sequence[LayerInfo], config: SharedConfig) -> list[Weight]:
     """The stored weights without data."""
+    if isinstance(config, SharedBlockConfig):
+        return [svd.outline(info, rows) for info, rows in zip(infos, config.rows, strict=True)]
     rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
     if not shrinks(infos, rank):
         return [Dense.outline(info.shape, info.dtype) for info in infos]
@@ -209,6 +182,8 @@ def compressed(layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Weight]:
     Raises:
         CompressError: no calibration token reached a layer, or its inputs are not finite.
     """
+    if isinstance(config, SharedBlockConfig):
+        return [svd.of_rows(layer, rows) for layer, rows in zip(layers, config.rows, strict=True)]
     infos = [layer.info for layer in layers]
     rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
     if not shrinks(infos, rank):
@@ -220,6 +195,31 @@ def compressed(layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Weight]:
     out, inner = even(torch.cat([side.undone(each.t()).t() for side, each in rows]), inner)
     shared = Dense(inner.to(dtype).contiguous())
     return [LowRank(Dense(each.to(dtype).contiguous()), shared) for each in torch.split(out, counts)]
+
+
+class SharedBlockConfig(SharedRankConfig):
+    """Parameters for a block of rows of each layer, those left out that have none of this number.
+
+    Attributes:
+        rows: what gives their factors.
+    """
+
+    rows: list[svd.SvdBlockConfig]
+
+
+def divided(infos: Sequence[LayerInfo], blocks: Sequence[shared_rows.Blocks], config: C) -> list[Any]:
+    """A config for the blocks of each number, first rows first, with the factor that all of them share."""
+    rank = rank_of(infos, config)
+    given: list[list[svd.SvdBlockConfig]]
+    if shrinks(infos, rank):
+        found = shared_rows.factors(infos, blocks, rank, config.relative)
+        inner, out = found.inner.to(factor_dtype(infos[0])).contiguous(), iter(found.out)
+        make = partial(svd.SvdBlockConfig.model_construct, inner=inner, right=found.right)
+        given = [[make(out=next(out, None)) for _ in its] for its in blocks]
+    else:
+        given = [[svd.SvdBlockConfig.model_construct() for _ in its] for its in blocks]
+    together = zip_longest(*given)
+    return [SharedBlockConfig.model_construct(**dict(config), rows=[*filter(None, rows)]) for rows in together]
 
 
 @dataclass(frozen=True)

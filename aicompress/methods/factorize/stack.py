@@ -24,7 +24,8 @@ from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.effort import Effort, Level
 from aicompress.methods.factorize import two_sided
-from aicompress.methods.factorize.shared_factor import Aim, FactorGroups, SharedRankConfig, sharing
+from aicompress.methods.factorize.budget.shared import SharedRankConfig
+from aicompress.methods.factorize.shared_factor import Aim, FactorGroups, sharing
 from aicompress.methods.factorize.two_sided import TwoSidedConfig
 from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.methods.factorize.weighting.weighted import AIM_AS_TRIED, FAST, SHIFT

@@ -37,6 +37,10 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("factorize", {"name": "spatial", "rank": 8}, "-conv"),
     ("factorize", {"name": "tucker", "rank": 8, "sweeps": 1}, "-conv"),
     ("factorize", {"name": "tie"}, "-twice"),
+    ("factorize", {"name": "shared_basis", "rank": 8, "whiten": False}, "-twice"),
+    ("factorize", {"name": "shared_basis", "energy": 0.3, "whiten": False}, "-twice"),
+    ("factorize", {"name": "stack", "rank": 8, "whiten": False}, ""),
+    ("factorize", {"name": "base_delta", "rank": 8, "rounds": 2, "whiten": False}, "-twice"),
     ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-gptq"),
     ("prune", {"name": "magnitude", "sparsity": 0.5}, "-fp8"),
     ("factorize", {"name": "svd", "rank": 8}, "-gptq"),
@@ -139,7 +143,7 @@ def test_memory_does_not_grow_with_a_tensor(bare_python: list[str], tmp_path: Pa
         save_file({"experts.up_proj": tensor.reshape(-1, 64, COLUMNS)}, tmp_path / f"{name}-experts.safetensors")
         save_file(encoded(tensor, "fp8"), tmp_path / f"{name}-fp8.safetensors")
         save_file(encoded(tensor, "gptq"), tmp_path / f"{name}-gptq.safetensors")
-        save_file({"a.weight": tensor, "b.weight": tensor.clone()}, tmp_path / f"{name}-twice.safetensors")
+        save_file({f"layers.{n}.fc.weight": tensor.clone() for n in range(2)}, tmp_path / f"{name}-twice.safetensors")
         for form, weight in as_stored(tensor).items():
             write_form(tmp_path / f"{name}-{form}.safetensors", weight, weight.tensors())
     for number, (_, method, _) in enumerate(METHODS):

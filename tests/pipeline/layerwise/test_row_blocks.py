@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from aicompress.pipeline.layerwise.rows import reading, writing
 from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.verify import verify
 from aicompress.recipe import load
 from aicompress.recipe.made import ExportRecipe
 from aicompress.report.model import Report
@@ -377,6 +379,37 @@ def test_factors_of_blocks_are_those_of_the_whole(
     assert "less would be lost" in rows[0][0].note
 
 
+@pytest.mark.parametrize(
+    ("recipe", "size"),
+    [
+        ("stack", ()),  # queries have more blocks than keys
+        ("stack", ("method.keep=null", "method.energy=0.5")),
+        ("stack", ("method.relative=false", "method.keep=null", "method.rank=20")),
+        ("stack", ("method.keep=null", "method.rank=60")),  # stays dense
+        ("shared-basis", ("select.exclude=['*.layers.1.mlp.*']",)),  # of those of block 0 each is alone
+        ("base-delta", ()),
+        ("base-delta", ("method.blocks=3", "method.rounds=1", "method.relative=false")),
+    ],
+    ids=str,
+)
+def test_groups_in_blocks_are_those_of_the_whole(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, size: tuple[str, ...]
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "in")
+    rows, found, shapes = [], [], counts_of_blocks(monkeypatch)
+    few = ("method.whiten=false", *size)
+    for report, out in both(monkeypatch, tmp_path / "in", f"factorize/{recipe}-keep", *few):
+        assert verify(out).problems == ()
+        rows.append(report.layers)
+        found.append(factors(out))
+    assert max(shapes) > 2
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(*rows, strict=True):
+        assert (ours.name, ours.detail, ours.bytes_after) == (theirs.name, theirs.detail, theirs.bytes_after)
+        assert ours.rel_error == pytest.approx(theirs.rel_error, rel=1e-5)
+        assert ours.note == theirs.note
+
+
 def test_two_convolutions_of_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {"tall": (160, 4, 3, 3), "wide": (70, 16, 3, 5), "dense": (40, 2, 1, 2)}
     save_file({f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "in.safetensors")
@@ -516,17 +549,25 @@ def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> 
 
 
 def test_the_plan_says_what_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers that share a matrix are read together; layers within a block do not count."""
+    """Two factors of which one makes up for the other; layers that share a matrix are read in blocks."""
     monkeypatch.setattr(reading, "BLOCK", 1 << 12)
     shapes = {"fc": (96, 72), "small": (8, 8)}
     tensors = {f"layers.{n}.{name}.weight": torch.randn(shape) for n in range(2) for name, shape in shapes.items()}
-    save_file(tensors, tmp_path / "in.safetensors")
+    save_file(tensors, tmp_path / "dense.safetensors")
+    factors = LowRank(Dense(torch.randn(96, 72)), Dense(torch.randn(72, 80)))
+    write_form(tmp_path / "factors.safetensors", factors, factors.tensors())
     told = {}
-    for method in ({"name": "base_delta", "keep": 0.8, "whiten": False}, {"name": "svd", "keep": 0.5}):
-        (tmp_path / "recipe.yaml").write_text(json.dumps({"version": 1, "method": method}))
-        made, out = load(tmp_path / "recipe.yaml", "factorize"), Destination(tmp_path / "out.safetensors")
-        plan = planner.make_plan(tmp_path / "in.safetensors", out, made, "factorize")
-        told[method["name"]] = [note for note in plan.notes if "whole" in note]
-    assert told["svd"] == []
-    (note,) = told["base_delta"]
-    assert note.startswith("base_delta reads matrices whole: layers.0.fc takes 27,648 bytes of memory")
+    for name, source, method in (
+        ("base_delta", "dense", {"keep": 0.8, "whiten": False}),
+        ("svd", "dense", {"keep": 0.5}),
+        ("rtn", "factors", {"group_size": 8}),
+    ):
+        (tmp_path / "recipe.yaml").write_text(json.dumps({"version": 1, "method": {"name": name, **method}}))
+        command = "quantize" if name == "rtn" else "factorize"
+        made, out = load(tmp_path / "recipe.yaml", command), Destination(tmp_path / "out.safetensors")
+        plan = planner.make_plan(tmp_path / f"{source}.safetensors", out, made, command)
+        told[name] = [note for note in plan.notes if "whole" in note]
+    assert told["base_delta"] == told["svd"] == []
+    (note,) = told["rtn"]
+    assert note.startswith("rtn reads matrices whole: ")
+    assert "takes 27,648 bytes of memory" in note

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
 
-from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.factorize.budget import allocation
 from aicompress.methods.factorize.budget.sizes import Gains, R
@@ -29,7 +28,7 @@ def resolve(
     candidates: Sequence[Candidate[R]],
     other_bytes: int,
     groups: Groups[R],
-    gains: Callable[[Sequence[Layer], R], Gains],
+    gains: Callable[[Sequence[Candidate[R]], R], Gains],
     divergence: Callable[[Sequence[R]], float] | None = None,
 ) -> list[R]:
     """One rank for all layers of a group, and for each that is in none, as `allocation.resolve` has them.
@@ -55,7 +54,7 @@ def resolve(
 
     def gained(candidate: Candidate[R]) -> Gains:
         members = candidate.members if isinstance(candidate, _Joined) else [candidate]
-        return gains([member.read() for member in members], candidate.config)
+        return gains(members, candidate.config)
 
     lost = None if divergence is None else lambda tried: divergence(spread(tried))
     return spread(allocation.resolve(joined, other_bytes, gained, lost))

@@ -127,8 +127,12 @@ class Weighting:
 
 def even(out: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the same product with one size of every column of U and row of V; those of a zero product are zero."""
-    left, right = torch.linalg.vector_norm(out, dim=0), torch.linalg.vector_norm(inner, dim=1)
+    ratio, back = balance(torch.linalg.vector_norm(out, dim=0), torch.linalg.vector_norm(inner, dim=1))
+    return (out * ratio).float(), (inner * back[:, None]).float()
+
+
+def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """What columns of U and rows of V of these lengths, (rank,), are multiplied by, so that both have one length."""
     some = left * right > 0
     ratio = torch.where(some, (right / left).sqrt(), 0)
-    back = torch.where(some, 1 / ratio, 0)
-    return (out * ratio).float(), (inner * back[:, None]).float()
+    return ratio, torch.where(some, 1 / ratio, 0)

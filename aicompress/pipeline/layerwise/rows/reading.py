@@ -34,14 +34,13 @@ def slices(compression: Compression, name: str, job: LayerPlan | None) -> list[s
     """The blocks of rows of a parameter: where layers are worked on together, all of theirs are one block's weights."""
     checkpoint, rows_apart = compression.checkpoint, compression.method.row_wise
     multiple = 1 if job is None or rows_apart is None else rows_apart.multiple(job.config)
-    layers = 1 if job is None or job.group is None else len(job.group.members)
+    members = (name,) if job is None or job.group is None else job.group.members
     part = "" if job is None else job.info.part
     axis, shape = axis_of(checkpoint, name, job), checkpoint.parameters()[name].shape
     along = job.info.shape if job is not None and part else (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    stored = checkpoint.row_multiple(name, part)
-    return blocks(
-        along, multiple, BLOCK // layers, math.lcm(stored, files.narrow(math.prod(along[1:]), MOST)) if axis else stored
-    )
+    stored = math.lcm(*(checkpoint.row_multiple(member, part) for member in members))  # the same rows of each
+    stored = math.lcm(stored, files.narrow(math.prod(along[1:]), MOST)) if axis else stored
+    return blocks(along, multiple, BLOCK // len(members), stored)
 
 
 def axis_of(checkpoint: Checkpoint, name: str, job: LayerPlan | None) -> int:

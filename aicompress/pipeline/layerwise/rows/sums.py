@@ -48,6 +48,22 @@ def compressed(method: AnyLayerMethod, job: LayerPlan, layer: Layer) -> tuple[We
     weight = method.stored(layer, method.apply(layer, job.config), job.outline)
     seconds = time.perf_counter() - start
     assert job.outline is not None
-    size = outline_nbytes(job.outline) * layer.info.shape[0] // job.info.shape[0]  # its part of the layer's bytes
+    return weight, summed(method, job, layer, weight, outline_nbytes(job.outline), seconds)
+
+
+def summed(
+    method: AnyLayerMethod, job: LayerPlan, layer: Layer, weight: Weight, nbytes: int, seconds: float
+) -> ErrorSums:
+    """What a block of a layer's rows adds to its row.
+
+    Args:
+        method: gave the weight.
+        job: the layer; for its block, where that has a config of its own.
+        layer: the block.
+        weight: what it became.
+        nbytes: of the layer's weight, with its part of what layers share.
+        seconds: in the method.
+    """
+    size = nbytes * layer.info.shape[0] // job.info.shape[0]  # the block's part of the layer's bytes
     rounded = method.rounded(layer, job.config, weight, size)
-    return weight, ErrorSums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight), rounded)
+    return ErrorSums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight), rounded)

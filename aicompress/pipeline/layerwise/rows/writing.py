@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import LayerInfo
-from aicompress.measure import relative, squared_sums
+from aicompress.measure import relative
 from aicompress.methods.capabilities import Measured, Rounded
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.compress import Compression
@@ -35,13 +35,15 @@ from aicompress.pipeline.layerwise.report_rows import (
     idle_row,
     is_coarse,
     noted,
+    parts_of_bytes,
     rounded_note,
     shared_note,
 )
 from aicompress.pipeline.layerwise.rows import reading
+from aicompress.pipeline.layerwise.rows.configs import configs, parted
 from aicompress.pipeline.layerwise.rows.kept import KeptBlocks, is_kept_apart
 from aicompress.pipeline.layerwise.rows.parts import copy_what_is_no_part, encoded
-from aicompress.pipeline.layerwise.rows.sums import BySums, ErrorSums, compressed, key_of
+from aicompress.pipeline.layerwise.rows.sums import BySums, ErrorSums, compressed, key_of, summed
 from aicompress.pipeline.step.blocks import copied_in_parts
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.pipeline.step.output import Output
@@ -117,7 +119,7 @@ class RowBlocks:
         begin, submitted = dict[str, int](), list[Future[BySums]]()
         in_order = job.info.outline is not None and job.outline is not None and is_kept_apart(job.outline)
         kept = KeptBlocks(name, self.output, self.writer, part) if in_order else None
-        for rows, config in zip(parts, self._configs(job, name, parts), strict=True):
+        for rows, config in zip(parts, configs(self.compression, [job], [parts]), strict=True):
             put = partial(self._put, name, start=rows.start, begin=dict(begin), part=part)
             if kept is not None:
                 put = partial(kept.put, previous=submitted[-1] if submitted else None, is_last=rows is parts[-1])
@@ -132,24 +134,15 @@ class RowBlocks:
         if group not in self.groups:
             jobs = [self.layers[member][0] for member in group.members]
             whole = not all(reading.divisible(self.compression, job.info.tensor, [job]) for job in jobs)
-            parts = [] if whole else reading.slices(self.compression, group.members[0], jobs[0])
-            self.groups[group] = [self.pool.submit(self._together, jobs, rows) for rows in parts]
+            parts = [] if whole else [reading.slices(self.compression, job.info.tensor, job) for job in jobs]
+            given = [] if whole else configs(self.compression, jobs, parts)
+            blocks = zip(given, zip_longest(*parts), strict=True)
+            self.groups[group] = [self.pool.submit(self._together, jobs, rows, config) for config, rows in blocks]
         return self.groups[group]
-
-    def _configs(self, job: LayerPlan, name: str, parts: Sequence[slice]) -> Sequence[Any]:
-        """The config of every block of rows."""
-        rows_apart = self.compression.method.row_wise
-        divided = rows_apart.divided if rows_apart is not None and self._parted(name) else None
-        if divided is None or len(parts) == 1:
-            return [job.config] * len(parts)
-        readers = [partial(reading.read, self.compression, job, rows) for rows in parts]
-        return divided(job.info, readers, job.config)
 
     def _parted(self, name: str) -> bool:
         """Whether a parameter's blocks have configs of their own, if it is done in blocks."""
-        rows_apart = self.compression.method.row_wise
-        configs = [layer.config for layer in self.layers.get(name, []) if layer.config is not None]
-        return rows_apart is not None and any(rows_apart.parted(config) for config in configs)
+        return any(parted(self.compression.method, layer) for layer in self.layers.get(name, []))
 
     def _lengths(self, name: str, job: LayerPlan, rows: slice, config: Any) -> dict[str, int]:
         """How long the tensors are that a block of rows gives, by their names on disk."""
@@ -173,7 +166,8 @@ class RowBlocks:
         seconds = sum(each.seconds for each in sums)
         row = changed_row(self.compression.method, layer, layer.outline, error, seconds)
         row = noted(row, rounded_note(Rounded.of_blocks([each.rounded for each in sums])))
-        row = row if layer.group is None else noted(row, shared_note(layer.group, layer.info.tensor))
+        if layer.group is not None and not isinstance(layer.outline, Dense):
+            row = noted(row, shared_note(layer.group, layer.info.tensor))
         row = row if self.compression.method.rotates is None else noted(row, ROTATED_NOTE)
         return noted(row, COARSE_NOTE) if any(each.coarse for each in sums) else row
 
@@ -223,17 +217,21 @@ class RowBlocks:
         put(weight)
         return {key_of(job): sums}
 
-    def _together(self, jobs: Sequence[LayerPlan], rows: slice) -> BySums:
-        """Read, compress and write the same rows of layers that share what they become."""
-        assert self.compression.method.shares is not None
-        layers = [reading.read(self.compression, job, rows) for job in jobs]
+    def _together(self, jobs: Sequence[LayerPlan], rows: Sequence[slice | None], config: Any) -> BySums:
+        """Read, compress and write blocks of rows of layers that share what they become; None: a layer has no such."""
+        method, group = self.compression.method, jobs[0].group
+        assert method.shares is not None
+        assert group is not None
+        parts = parts_of_bytes([job.outline for job in jobs if job.outline is not None], group.part)
+        there = [(job, its, part) for job, its, part in zip(jobs, rows, parts, strict=True) if its is not None]
+        layers = [reading.read(self.compression, job, its) for job, its, _ in there]
         start = time.perf_counter()
-        weights = self.compression.method.shares.compress(layers, jobs[0].config)
+        weights = method.shares.compress(layers, config)
         seconds = (time.perf_counter() - start) / len(layers)
         sums = {}
-        for job, layer, weight in zip(jobs, layers, weights, strict=True):
-            self._put(job.info.tensor, weight, rows.start)
-            sums[job.info.tensor] = ErrorSums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight))
+        for (job, its, part), layer, weight in zip(there, layers, weights, strict=True):
+            self._put(job.info.tensor, weight, its.start)
+            sums[job.info.tensor] = summed(method, job, layer, weight, part, seconds)
         return sums
 
     def _put(
