@@ -95,11 +95,13 @@ class StudentShape(Section):
         units = {"score": "product" if self.score == "norm" else self.score}
         if self.width is not None:
             configs.append(WidthConfig(**_sized(self.width, "intermediate_size"), **units))
-        if self.heads is not None:
-            configs.append(HeadsConfig(**_sized(self.heads, "heads"), **units))
         if self.hidden is not None:
             score = "activation" if self.score == "obs" else self.score
             configs.append(HiddenConfig(**_sized(self.hidden, "hidden_size"), score=score))
+        if (
+            self.heads is not None
+        ):  # last: what config.json of BERT or GPT-2 cannot say then, no further cut has to read
+            configs.append(HeadsConfig(**_sized(self.heads, "heads"), **units))
         unlabelled = {**dict(data), "labels": None}  # not every sample of a mean teacher's data has a label
         calibration = Calibration(**unlabelled).at_most(SAMPLES)
         return tuple(

@@ -47,7 +47,7 @@ def test_figures_depend_on_a_baseline(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("quality: {perplexty: {text: a}}", "quality.perplexty: unknown key"),
-        ("quality: {perplexity: {arrays: a.npz, inputs: x}}", "perplexity is measured on"),
+        ("quality: {perplexity: {pairs: a.tsv, columns: [0, 1], score: 2}}", "perplexity is measured on"),
         ("quality: {similarity: {text: a}}", "similarity is measured on pairs"),
         ("quality: {accuracy: {arrays: a.npz, inputs: x}}", "accuracy needs `labels`"),
         ("quality: {accuracy: {text: a}}", "accuracy is measured on"),

@@ -18,9 +18,12 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.place import lock, working_path
 from aicompress.disk import empty, require_writable
-from aicompress.errors import CheckpointError, RecipeError, Refused, raise_all
+from aicompress.errors import CheckpointError, CompressError, Problems, RecipeError, Refused, raise_all
+from aicompress.methods.losses import get_loss
 from aicompress.model.distillation.drawn_student import drawn_model, save
+from aicompress.model.distillation.outputs import runner
 from aicompress.model.loading.tokenizer import load_tokenizer
+from aicompress.pipeline.distillation.compatibility import output_shapes_of, require_fit
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, place_problems
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.options import Options, Progress
@@ -85,6 +88,8 @@ def made_student(
         raise Refused(f"{origin.path} names no architecture: no student can be cut out of it", hint)
     raise_all(place_problems([origin], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
+    if recipe.student.config is None:
+        _require_learns(recipe, origin)
     work = working_path(destination.path)
     folder = work.with_name(work.name.removesuffix("-partial") + ("-student-plan" if plan_only else "-student"))
     with kept_folder(folder):
@@ -97,13 +102,24 @@ def made_student(
         place = source
         for number, cut in enumerate(recipe.student.cuts(recipe.data, recipe.seed)):
             made = folder / f"{number}-{cut.method.name}"
-            plan, report = _cut(place, made, cut, progress)
+            plan, report = _cut(place, (origin, made), cut, progress)
             told += _told(plan)
             warnings += report.warnings
             if is_first() and number:
                 shutil.rmtree(place)  # type: ignore[arg-type]
             place = made
         yield MadeStudent(Path(place), origin, tuple(told), tuple(dict.fromkeys(warnings)))  # type: ignore[arg-type]
+
+
+def _require_learns(recipe: DistillRecipe, origin: Checkpoint) -> None:
+    """Refuse losses that no student cut out of a checkpoint has, before it is cut.
+
+    Raises:
+        Refused: or Problems: naming them.
+    """
+    run = runner(origin)
+    shapes = output_shapes_of(origin, run, recipe)
+    require_fit(tuple((get_loss(config.name), config) for config in recipe.losses), (run, shapes), (run,), (shapes,))
 
 
 @contextmanager
@@ -140,17 +156,24 @@ def kept_folder(folder: Path, resumes: bool | None = None) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _cut(source: str | Path | Adapted, made: Path, cut: Recipe, progress: Progress) -> tuple[StructurePlan, Report]:
-    """Run one structural step.
+def _cut(
+    source: str | Path | Adapted, sides: tuple[Checkpoint, Path], cut: Recipe, progress: Progress
+) -> tuple[StructurePlan, Report]:
+    """Run one structural step, of those that lead from a checkpoint to a student.
 
     Raises:
         CompressError: it cannot be done.
     """
+    origin, made = sides
     try:
         plan = planner.make_plan(source, Destination(made, overwrite=True), cut, "prune")
-    except RecipeError as error:
-        raise RecipeError(f"student: {error.message}", error.hint) from error
-    return plan, run.run(plan, Options(latency="off", progress=progress))
+        return plan, run.run(plan, Options(latency="off", progress=progress))
+    except CompressError as error:
+        for each in error.problems if isinstance(error, Problems) else [error]:
+            # What lies between two cuts is nothing that the user knows.
+            each.message = f"student: {each.message.replace(str(source), str(origin.path))}"
+            each.args = (each.message,)
+        raise
 
 
 def _told(plan: StructurePlan) -> list[str]:

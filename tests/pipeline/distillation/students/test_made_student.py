@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import transformers as hf
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import OutputExists, RecipeError, Refused
+from aicompress.model.loading.load import load as load_model
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
 from aicompress.pipeline.distillation.students.made_student import made_student
@@ -80,8 +82,8 @@ def test_a_narrow_student_is_planned_to_the_byte_and_loads_in_transformers(
     assert summary.notes == (
         "student: model.layers: dropped block 1 of 3",
         "student: neurons 64 of 128",
-        "student: heads 1 of 2",
         "student: hidden 40 of 64",
+        "student: heads 1 of 2",
     )
     shapes = {row.name: row.detail["shape"] for row in summary.rows}
     assert shapes["model.layers.1.mlp.down_proj"] == "40 × 64"
@@ -127,7 +129,39 @@ def test_a_recipe_without_a_student_keeps_its_digest(recipe: Make) -> None:
     assert recipe({"layers": 2}).resolved()["student"]["layers"] == 2
 
 
+def test_a_narrow_student_whose_heads_config_json_cannot_say(
+    tiny_bert: Path, recipe: Make, tmp_path: Path, text_file: Path
+) -> None:
+    model = hf.BertForMaskedLM(hf.BertConfig.from_pretrained(tiny_bert))
+    shutil.copytree(tiny_bert, tmp_path / "bert", ignore=shutil.ignore_patterns("modules.json", "1_Pooling"))
+    model.save_pretrained(tmp_path / "bert")
+    report = distil(tmp_path / "bert", tmp_path / "out", recipe({"width": 0.5, "heads": 0.5, "hidden": 0.5}))
+    assert any("config.json cannot say" in told for told in report.warnings)
+    assert "student: heads 2 of 4" in report.notes
+    assert type(load_model(tmp_path / "out")).__name__ == "BertForMaskedLM"
+
+
 class TestRefused:
+    def test_before_it_is_cut(self, tiny_bert: Path, recipe: Make, tmp_path: Path) -> None:
+        calls: list[str] = []
+        told = made_student(
+            tiny_bert, Destination(tmp_path / "out"), recipe({"width": 0.5}), lambda what, *counts: calls.append(what)
+        )
+        with pytest.raises(RecipeError, match="gives no logits"), told:
+            pass
+        assert not calls
+
+    def test_what_cannot_be_cut_is_said_of_the_checkpoint_that_was_given(
+        self, trained_llama: Path, recipe: Make, tmp_path: Path
+    ) -> None:
+        asked = recipe({"width": 0.5, "heads": 9})
+        with (
+            pytest.raises(Refused, match=r"student: .*heads") as refusal,
+            made_student(trained_llama, Destination(tmp_path / "out"), asked),
+        ):
+            pass
+        assert "-student" not in refusal.value.message
+
     """What cannot be cut is said in one line, and nothing is left."""
 
     @pytest.mark.parametrize(
