@@ -109,7 +109,7 @@ def running_dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dt
 
 
 def fast_linear(
-    weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool = False
+    weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool = False, shared: bool = False
 ) -> FastLinear:
     """The module that multiplies by a stored weight fastest on this CPU.
 
@@ -119,17 +119,17 @@ def fast_linear(
         dtype: of the layer where no kernel serves it.
         resident: all weights of the model fit into the cache as bfloat16, so that their size does not decide.
         keep: the weight may be held decoded beside its codes, for products of many rows.
+        shared: other layers hold a part of the weight too, so that it stays one where memory is what counts.
     """
     match weight:
         case LowRank():
-            if isinstance(weight.inner, Dense) and isinstance(weight.out, Dense):
-                return _two_products(weight.inner.matrix.to(dtype), weight.out.matrix.to(dtype), bias, keep)
-            first = fast_linear(weight.inner, None, dtype, resident, keep)
-            return LowRankLinear(first, fast_linear(weight.out, bias, dtype, resident, keep))
+            return _low_rank(weight, bias, dtype, resident, keep, shared)
         case Submatrix():
             block = fast_linear(weight.block, None, dtype, resident, keep)
             return SubmatrixLinear(block, weight.shape, weight.kept_rows, weight.kept_columns, bias)
         case BaseDelta():
+            if resident and keep:
+                return _multiplied_out(weight, bias, dtype, isinstance(weight.base, Dense))
             base = fast_linear(weight.base, bias, dtype, resident, keep)
             delta = LowRank(weight.out, weight.inner)
             return BaseDeltaLinear(base, fast_linear(delta, None, dtype, resident, keep))
@@ -144,7 +144,39 @@ def fast_linear(
     return PlainLinear(weight.dense().to(dtype), bias)  # decoded once: a kernel for a form is an option
 
 
-def _two_products(right: Tensor, left: Tensor, bias: Tensor | None, keep: bool) -> LowRankLinear:
+def _low_rank(
+    weight: LowRank, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool, shared: bool
+) -> FastLinear:
+    """Two products, or the one that they make: a second call takes longer than a few multiply-adds that it saves."""
+    inner, outer = weight.inner, weight.out
+    plain = isinstance(inner, Dense) and isinstance(outer, Dense)
+    size, products = math.prod(weight.shape), weight.rank * sum(weight.shape)
+    one: FastLinear | None = None
+    if keep and (resident or (plain and not shared)) and (3 * products > 2 * size or size <= SMALL):
+        one = _multiplied_out(weight, bias, dtype, plain)
+        if 3 * products > 2 * size:
+            return one
+        one = one if isinstance(one, Bfloat16Linear) else None  # a second call in float32 takes too little to save
+    if isinstance(inner, Dense) and isinstance(outer, Dense):
+        return _two_products(inner.matrix.to(dtype), outer.matrix.to(dtype), bias, keep, one)
+    first = fast_linear(inner, None, dtype, resident, keep)
+    return LowRankLinear(first, fast_linear(outer, bias, dtype, resident, keep), one=one)
+
+
+def _multiplied_out(weight: Weight, bias: Tensor | None, dtype: torch.dtype, plain: bool) -> FastLinear:
+    """One product with the matrix that parts make; those that are plain float32 numbers are not rounded."""
+    layer: PlainLinear | Bfloat16Linear
+    if has_fast_bfloat16() and (dtype is torch.bfloat16 or not plain):
+        layer = Bfloat16Linear(weight.dense(), bias, dtype is torch.float32)
+    else:
+        layer = PlainLinear(weight.dense().to(dtype), bias)
+    layer.kernel = f"{weight.form.replace('_', ' ')}, multiplied out: {layer.kernel}"
+    return layer
+
+
+def _two_products(
+    right: Tensor, left: Tensor, bias: Tensor | None, keep: bool, one: FastLinear | None
+) -> LowRankLinear:
     """Two plain factors; what else is held of them for few inputs or many is so if `keep`."""
     if right.dtype is not torch.bfloat16 or not has_fast_bfloat16():
         return LowRankLinear(PlainLinear(turned(right), None), PlainLinear(turned(left), bias))
@@ -152,7 +184,7 @@ def _two_products(right: Tensor, left: Tensor, bias: Tensor | None, keep: bool) 
     few = (turned(right.float()), turned(left.float())) if keep and rank * (out + columns) <= SMALL // 2 else None
     tiled = keep and fits_tiles(out, rank, columns) and tile_products() is not None
     many = TiledFactors(right, left, bias) if tiled else None
-    return LowRankLinear(Bfloat16Linear(right, None), Bfloat16Linear(left, bias), few, many)
+    return LowRankLinear(Bfloat16Linear(right, None), Bfloat16Linear(left, bias), few, many, one)
 
 
 def _integer_linear(
@@ -181,12 +213,17 @@ def _integer_linear(
 
 
 def fast_module(
-    module: nn.Module, weight: Weight, dtype: torch.dtype, resident: bool, keep: bool = False
+    module: nn.Module,
+    weight: Weight,
+    dtype: torch.dtype,
+    resident: bool,
+    keep: bool = False,
+    shared: bool = False,
 ) -> Any | None:
     """An inference module for a layer with a stored weight; None where no kernel fits the layer's class."""
     if is_linear(module):
         bias: Any = module.bias
-        return fast_linear(weight, bias, dtype, resident, keep)
+        return fast_linear(weight, bias, dtype, resident, keep, shared)
     if type(module) is nn.Embedding and module.max_norm is None and isinstance(weight, IntGrouped):
         return IntEmbedding(weight, dtype)
     return None

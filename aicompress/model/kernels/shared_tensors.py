@@ -34,11 +34,15 @@ class SharedTensors:
         if name in self.checkpoint.manifest.lent:
             self.tensors[name] = parameter
 
+    def has(self, name: str) -> bool:
+        """Whether other layers have tensors of a parameter too."""
+        return not self.checkpoint.manifest.lent.keys().isdisjoint(self.checkpoint.stored_names(name).values())
+
     def weight(self, name: str, weight: Weight) -> Weight:
         """A parameter's weight made of tensors that other layers hold, where there are such."""
-        names, lent = self.checkpoint.stored_names(name), self.checkpoint.manifest.lent
-        if lent.keys().isdisjoint(names.values()):
+        if not self.has(name):
             return weight
+        names, lent = self.checkpoint.stored_names(name), self.checkpoint.manifest.lent
         its = weight.tensors()
         held = {s: self.tensors.setdefault(names[s], t).detach() if names[s] in lent else t for s, t in its.items()}
         return restore(held, weight.meta())

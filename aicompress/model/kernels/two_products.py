@@ -9,6 +9,8 @@ from torch import Tensor
 from aicompress.model.kernels.amx import TiledFactors
 from aicompress.model.kernels.linear import FEW, Bfloat16Linear, FastLinear, PlainLinear, refuse_gradients
 
+SAVED = 16 << 20  # multiply-adds of a thread that make up for a second call
+SAVED_IN_TILES = 6 << 20  # the same where both products are one call, which oneDNN's outruns otherwise
 FEW_ROWS = 8  # of inputs in bfloat16, of which more are over sooner in tiles
 
 
@@ -29,6 +31,7 @@ class LowRankLinear(FastLinear):
         right, left: the factors.
         few: both as float32 matrices, right first; None: no products are made in float32.
         many: both products as one; None: they are always two.
+        one: a product with the matrix that they make, for inputs of which two products save little; None: none.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class LowRankLinear(FastLinear):
         left: FastLinear,
         few: tuple[Tensor, Tensor] | None = None,
         many: TiledFactors | None = None,
+        one: FastLinear | None = None,
     ) -> None:
         super().__init__((left.out_features, right.in_features), None)
         self.right, self.left = right, left
@@ -44,12 +48,17 @@ class LowRankLinear(FastLinear):
         self.kernel = f"low rank: {right.kernel}, {left.kernel}"
         self._plain = type(right) is type(left) and type(left) in (PlainLinear, Bfloat16Linear)
         self.few, self.few_bias, self._few_inputs = few, None, 0
-        self.many = many
+        self.many, self.one = many, one
+        saved = self.out_features * self.in_features - right.out_features * (self.out_features + self.in_features)
+        alike = (SAVED if many is None else SAVED_IN_TILES) // max(1, saved)  # rows of a thread
+        self._alike = alike * self.in_features
         if few is not None:
             rows = min(FEW_ROWS, FEW // sum(factor.numel() for factor in few))
             self.few_bias = None if self.bias is None else self.bias.detach().float()
             self._few_inputs = rows * self.in_features
             self.kernel += f", float32 up to {rows} rows"
+        if one is not None:
+            self.kernel += f", one product up to {alike} rows a thread"
         if many is not None:
             self.kernel += f", tiles up to {many.most} rows"
 
@@ -64,6 +73,8 @@ class LowRankLinear(FastLinear):
         if self.few is not None and x.numel() <= self._few_inputs:
             right, left = self.few
             return F.linear(F.linear(x.float(), right), left, self.few_bias).to(x.dtype)
+        if self.one is not None and x.numel() <= self._alike * torch.get_num_threads():
+            return self.one.multiply(x)
         if self.many is not None and x.dtype is torch.bfloat16 and self.many.serves(x.numel() // self.in_features):
             return self.many.multiply(x)
         return self.left.multiply(self.right.multiply(x))

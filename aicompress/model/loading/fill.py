@@ -140,9 +140,9 @@ class Filling:
         ends = [target, *(end for end in tied if end not in self.held)]
         dtype = self.dtype or self.checkpoint.manifest.entries[name].dense.dtype
         running: dict[str, Any] = {}
-        weight = self.shared.weight(name, weight)
+        shares, weight = self.shared.has(name), self.shared.weight(name, weight)
         for end in ends:
-            module = fast_module(model.get_submodule(end.rpartition(".")[0]), weight, dtype, *self.memory)
+            module = fast_module(model.get_submodule(end.rpartition(".")[0]), weight, dtype, *self.memory, shares)
             if module is None:
                 return False
             self.shared.join(name, module)

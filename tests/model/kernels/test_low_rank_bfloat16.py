@@ -26,8 +26,8 @@ def test_packed_factors_are_two_products(shape: tuple[int, ...], biased: bool) -
 @pytest.mark.parametrize("biased", [True, False])
 def test_small_factors_multiply_few_inputs_in_float32(biased: bool) -> None:
     """Without the rounding between the products; more inputs go the packed way."""
-    out, inner, x = (torch.randn(size).bfloat16() for size in ((480, 30), (30, 400), (100, 400)))
-    bias = torch.randn(480).bfloat16() if biased else None
+    out, inner, x = (torch.randn(size).bfloat16() for size in ((720, 30), (30, 800), (100, 800)))
+    bias = torch.randn(720).bfloat16() if biased else None
     layer = fast_linear(LowRank(Dense(out), Dense(inner)), bias, torch.bfloat16, resident=False, keep=True)
     assert layer.kernel == "low rank: bfloat16, bfloat16, float32 up to 8 rows"
     wanted = linear(linear(x.float(), inner.float()), out.float(), None if bias is None else bias.float())
