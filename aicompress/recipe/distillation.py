@@ -12,20 +12,8 @@ from aicompress.errors import RecipeError
 from aicompress.methods.distill.modes import full
 from aicompress.methods.losses import LossConfig, get_loss
 from aicompress.methods.modes import ModeConfig, get_mode
-from aicompress.recipe import (
-    Model,
-    ReportFiles,
-    Section,
-    StoredCodes,
-    absolute,
-    find,
-    folder_of,
-    read_text,
-    read_yaml,
-    validated,
-    with_overrides,
-)
-from aicompress.recipe.section import optional
+from aicompress.recipe.files import folder_of, read
+from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, optional, validated
 from aicompress.recipe.student import Rounds, StudentShape
 
 
@@ -40,17 +28,14 @@ class Training(Section):
         "fit, and `batch` is that of the held-out ones",
         ge=1,
     )
-    activation_checkpointing: bool = Field(
+    activation_checkpointing: bool = optional(
+        "keep no activations inside blocks but compute them again on the way back: less memory, a third more time",
         False,
-        exclude_if=lambda asked: not asked,  # recipes from before it was there keep their digests
-        description="keep no activations inside blocks but compute them again on the way back: less memory, a third "
-        "more time",
     )
-    shard: bool = Field(
+    shard: bool = optional(
+        "under torchrun: divide weights, gradients and moments over the processes, and the teacher's weights, instead "
+        "of keeping a copy in each; one process has nothing to divide",
         False,
-        exclude_if=lambda asked: not asked,  # recipes from before it was there keep their digests
-        description="under torchrun: divide weights, gradients and moments over the processes, and the teacher's "
-        "weights, instead of keeping a copy in each; one process has nothing to divide",
     )
     learning_rate: float = Field(3e-4, gt=0, description="peak; a scale's is multiplied by the scale's own size")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising rate")
@@ -122,10 +107,8 @@ class DistillRecipe(StoredCodes):
     version: Literal[1]
     method: SerializeAsAny[LossConfig]
     also: tuple[SerializeAsAny[LossConfig], ...] = Field((), description="more losses, each with its weight")
-    mode: SerializeAsAny[ModeConfig] = Field(
-        full.Config(),
-        exclude_if=lambda mode: mode == full.Config(),  # recipes from before it was there keep their digests
-        description="what of the student moves, by the name of a mode or as its parameters",
+    mode: SerializeAsAny[ModeConfig] = optional(
+        "what of the student moves, by the name of a mode or as its parameters", full.Config()
     )
     student: StudentShape | None = optional(
         "make the student out of IN, which is the teacher where no other one is given"
@@ -189,17 +172,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
     Raises:
         RecipeError, Problems: what is wrong, with hints.
     """
-    path = find(name, "distill")
-    plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
+    plain, path = read(name, "distill", overrides)
     losses = {"method": _loss(plain.get("method"), "method", path.name)}
     also = plain.get("also", [])
     if not isinstance(also, list):
         raise RecipeError(f"{path.name}: also is not a list", "also: [{name: hidden, weight: 0.5}]")
     terms = [_loss(term, f"also[{number}]", path.name) for number, term in enumerate(also)]
     parts = {**losses, "also": terms, "mode": _mode(plain.get("mode", full.Config().name), path.name)}
-    recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **parts}, ""), folder_of(path))
-    student = None if recipe.student is None else recipe.student.relative_to(folder_of(path))
-    return recipe.model_copy(update={"student": student})
+    return validated(DistillRecipe, {**plain, **parts}, "").relative_to(folder_of(path))
 
 
 def _mode(given: Any, file: str) -> ModeConfig:

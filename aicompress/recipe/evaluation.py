@@ -9,19 +9,8 @@ from pydantic import Field, create_model, model_validator
 
 from aicompress.data.section import Data
 from aicompress.metrics import Metric, metrics
-from aicompress.recipe import (
-    Model,
-    ReportFiles,
-    Section,
-    WholeRecipe,
-    absolute,
-    find,
-    folder_of,
-    read_text,
-    read_yaml,
-    validated,
-    with_overrides,
-)
+from aicompress.recipe.files import folder_of, read
+from aicompress.recipe.section import Model, ReportFiles, Section, WholeRecipe, validated
 
 
 class Quality(Section):
@@ -107,7 +96,5 @@ def load(name: str, overrides: Sequence[str] = ()) -> EvalRecipe:
     Raises:
         RecipeError, Problems: what is wrong, with hints.
     """
-    path = find(name, "eval")
-    plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
-    recipe: EvalRecipe = absolute(validated(recipe_class(), plain, ""), folder_of(path))
-    return recipe
+    plain, path = read(name, "eval", overrides)
+    return validated(recipe_class(), plain, "").relative_to(folder_of(path))

@@ -85,16 +85,18 @@ def _require_bounded(plain: Any, what: str) -> None:
         raise RecipeError(f"{what} holds more than {MOST:,} values", _NO_ALIASES)
 
 
-def read_text(path: Path) -> str:
-    """A recipe's text.
+def read(name: str, command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    """The fields of a recipe of a command with their edits, and its file.
 
     Raises:
-        RecipeError: it cannot be read, or is no text.
+        RecipeError: there is none, it cannot be read, or an edit does not apply.
     """
+    path = find(name, command)
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} cannot be read as text", "give a YAML file") from error
+    return with_overrides(read_yaml(text, path.name), overrides), path
 
 
 def read_yaml(text: str, name: str) -> dict[str, Any]:

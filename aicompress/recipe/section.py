@@ -7,7 +7,7 @@ import json
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,15 +22,20 @@ SHARES = ("sparsity", "keep", "energy", "share")
 RecipePart = TypeVar("RecipePart", bound=BaseModel)
 
 
-def optional(description: str, **bounds: Any) -> Any:
-    """A field that is recorded only where it is given: recipes from before there was one keep their digests."""
-    return Field(None, exclude_if=lambda value: value is None, description=description, **bounds)
+def optional(description: str, default: Any = None, **bounds: Any) -> Any:
+    """A field recorded only where it is not its default: recipes from before there was one keep their digests."""
+    return Field(default, exclude_if=lambda value: value == default, description=description, **bounds)
 
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def relative_to(self, folder: Path) -> Self:
+        """The same with its paths made absolute from a recipe's folder."""
+        parts = {name: part for name, part in self if isinstance(part, Section | Data | MethodConfig)}
+        return self.model_copy(update={name: part.relative_to(folder) for name, part in parts.items()})
 
 
 class WholeRecipe(Section):
@@ -166,14 +171,3 @@ def _fields_at(kind: Any, path: Sequence[Any]) -> Sequence[str]:
         if field is not None:
             kind = next(iter(_models(field.annotation)), kind)
     return list(kind.model_fields)
-
-
-def absolute(recipe: RecipePart, folder: Path) -> RecipePart:
-    """Make the paths of a recipe absolute: they are relative to its folder."""
-    changed: dict[str, Any] = {}
-    for name, value in recipe:
-        if isinstance(value, Data | MethodConfig):
-            changed[name] = value.relative_to(folder)
-        elif isinstance(value, Section):
-            changed[name] = absolute(value, folder)
-    return recipe.model_copy(update=changed)

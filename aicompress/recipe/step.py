@@ -15,9 +15,9 @@ from aicompress.methods.effort import Level as Effort
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
 from aicompress.methods.structural import StructuralMethod
-from aicompress.recipe.files import find, folder_of, read_text, read_yaml, with_overrides, with_text
+from aicompress.recipe.files import folder_of, read, with_text
 from aicompress.recipe.levels import Level, Levels, MeasuredLevels, MethodFields
-from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, optional, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, optional, validated
 from aicompress.selection import matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
@@ -104,19 +104,14 @@ class Tune(Section):
     scale_rate: float = Field(
         0.001, ge=0, le=0.1, description="how far a step moves a scale, as a share of it; falls to nothing"
     )
-    factor_rate: float = Field(
+    factor_rate: float = optional(
+        "how far a step moves a factor of a low-rank layer, a norm or a bias, as a share of its root mean square; "
+        "falls to nothing",
         0.01,
         gt=0,
         le=1,
-        exclude_if=lambda rate: rate == 0.01,  # recipes from before it was there keep their digests
-        description="how far a step moves a factor of a low-rank layer, a norm or a bias, as a share of its root mean "
-        "square; falls to nothing",
     )
-    norms: bool = Field(
-        False,
-        exclude_if=lambda norms: not norms,  # recipes from before it was there keep their digests
-        description="norms and biases of the block move, too",
-    )
+    norms: bool = optional("norms and biases of the block move, too", False)
 
 
 class Recipe(StoredCodes):
@@ -237,8 +232,7 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError, Problems: what is wrong, with hints.
     """
-    path = find(name, command)
-    plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
+    plain, path = read(name, command, overrides)
     given = plain.get("method")
     if not isinstance(given, dict) or "name" not in given:
         named = f"method.name={given}; " if isinstance(given, str) else ""
@@ -257,4 +251,4 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     config = validated(method.config, plain["method"], "method")
     if config.entropy_coded and plain.get("storage") is None:
         plain["storage"] = "entropy"
-    return absolute(validated(Recipe, {**plain, "method": config}, ""), folder_of(path))
+    return validated(Recipe, {**plain, "method": config}, "").relative_to(folder_of(path))

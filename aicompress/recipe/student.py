@@ -72,7 +72,7 @@ class StudentShape(Section):
         """A file's name: where it lies on this machine is nobody's who reads the recipe in a checkpoint."""
         return None if config is None else Path(config).name
 
-    def relative_to(self, folder: Path) -> StudentShape:
+    def relative_to(self, folder: Path) -> Self:
         """The same with its path made absolute from a recipe's folder."""
         if self.config is None:
             return self

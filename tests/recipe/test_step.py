@@ -13,7 +13,7 @@ from aicompress.errors import Problems, RecipeError
 from aicompress.layer import LayerInfo
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.recipe.files import read_yaml
+from aicompress.recipe.files import find, read_yaml
 
 GOOD = "version: 1\nmethod: {name: rtn, bits: 4, group_size: 64}\n"
 
@@ -185,11 +185,11 @@ def test_two_ways_to_say_one_thing_are_both_named(tmp_path: Path) -> None:
 
 
 def test_shipped_recipes_are_found_by_name() -> None:
-    assert recipe.find("quantize/rtn-w4") == recipe.find("quantize/rtn-w4.yaml")
+    assert find("quantize/rtn-w4") == find("quantize/rtn-w4.yaml")
     assert recipe.load("quantize/rtn-w4", "quantize").method.name == "rtn"
     for wrong, command in (("quantize/rtn-w44", None), ("rtn-w44", "quantize"), ("rtn-w4", "quantize")):
         with pytest.raises(RecipeError) as refusal:
-            recipe.find(wrong, command)
+            find(wrong, command)
         assert refusal.value.hint == "did you mean 'quantize/rtn-w4'?"
 
 
