@@ -16,6 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from aicompress.weights import Weight
 
+Counted = Callable[[int, int], None]  # told how much of counted work is done, and how much there is
 PIECE = 1 << 20  # elements compared at a time; smaller ones cost two threads more in waiting than a cache saves
 
 

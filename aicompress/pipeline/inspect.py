@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,6 @@ from aicompress.pipeline.step.models.shared_inputs import SharedInputs
 from aicompress.pipeline.step.sides import side_of, stored_numbers
 from aicompress.report.model import Side
 from aicompress.weights import Dense
-
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,7 @@ class Inspection:
     warnings: tuple[str, ...]
 
 
-def inspect(
-    source: str | Path, analysis: Analysis | None = None, progress: Progress = lambda what, done, total: None
-) -> Inspection:
+def inspect(source: str | Path, analysis: Analysis | None = None) -> Inspection:
     """Read what a checkpoint holds: headers only, unless its weights are to be analyzed, a block of rows at a time.
 
     Raises:
@@ -112,8 +108,8 @@ def inspect(
     parameters = checkpoint.parameters()
     whole = [info for info in checkpoint.layers(kinds) if not info.part] if analysis else []
     layers = {info.tensor: info for info in whole}
-    layer_kinds = kinds_among(kinds, checkpoint.parameters())
-    for number, (name, spec) in enumerate(parameters.items()):
+    layer_kinds = kinds_among(kinds, parameters)
+    for name, spec in parameters.items():
         kind = layer_kinds[name]
         rows[name] = ParameterRow(
             layer_name(name) if kind else name, kind or "other", *_form(checkpoint, name), spec.shape,
@@ -121,7 +117,6 @@ def inspect(
         )  # fmt: skip
         if analysis and spec.dtype.is_floating_point:
             rows[name] = _analyzed(checkpoint, name, rows[name], layers.get(name), analysis)
-            progress(name, number + 1, len(parameters))
     if analysis:
         rows = agreed(rows, SharedInputs(checkpoint, tuple(layers)))
     config = checkpoint.config or {}

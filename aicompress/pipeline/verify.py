@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from aicompress.report.model import Report
 from aicompress.weights.coding.rows import row_slices
 
 PIECE = 1 << 22  # elements decoded at a time
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,14 @@ class _Findings:
     notes: list[str]
 
 
-def verify(source: str | Path, progress: Progress = lambda what, done, total: None) -> Verification:
+def verify(source: str | Path) -> Verification:
     """Read every byte of a checkpoint, one parameter in memory at a time, and report all that is wrong with it.
 
     Raises:
         CheckpointError: there is no checkpoint at all.
     """
     if packed := packed_files(source):
-        return _of_packed(str(source), packed, progress)
+        return _of_packed(str(source), packed)
     located = locate(source)
     findings = _Findings([], [], [])
     names = tuple(file.name for file in located.files)
@@ -86,10 +85,9 @@ def verify(source: str | Path, progress: Progress = lambda what, done, total: No
         findings.problems.append(error.message)
         return Verification(str(source), names, 0, 0, tuple(findings.problems), tuple(findings.checks), ())
     parameters = checkpoint.parameters()
-    for number, name in enumerate(parameters):
+    for name in parameters:
         wrong = _parameter_problems(checkpoint, name)
         (findings.notes if may_be_infinite(name) and checkpoint.is_plain(name) else findings.problems).extend(wrong)
-        progress(name, number + 1, len(parameters))
     compressed = len(checkpoint.manifest.entries)
     findings.checks.append(f"{len(parameters)} parameters finite, {compressed} of them decoded")
     _check_model(checkpoint, findings)
@@ -100,9 +98,9 @@ def verify(source: str | Path, progress: Progress = lambda what, done, total: No
     )  # fmt: skip
 
 
-def _of_packed(path: str, packed: Sequence[Path], progress: Progress) -> Verification:
+def _of_packed(path: str, packed: Sequence[Path]) -> Verification:
     """Unpack every file to nowhere, and compare its digest."""
-    checked = check_packed(packed, progress)
+    checked = check_packed(packed)
     names = tuple(file.name for file in packed)
     checks = (f"sha256 of {checked.files} unpacked file{'s' if checked.files != 1 else ''}",) if checked.files else ()
     return Verification(path, names, checked.tensors, checked.tensors, checked.problems, checks, checked.notes)

@@ -285,7 +285,7 @@ def test_damage_is_seen(small: Path, data: st.DataObject) -> None:
         del content[at:]
     damaged = small.with_name("damaged.safetensors")
     damaged.write_bytes(content)
-    checked = check_packed([damaged], lambda what, done, total: None)
+    checked = check_packed([damaged])
     assert checked.files + len(checked.problems) == 1
     assert not any("\n" in problem for problem in checked.problems)
 
@@ -345,12 +345,12 @@ def test_memory_is_that_of_some_chunks(tmp_path: Path, monkeypatch: pytest.Monke
         out = tmp_path / f"{threads}.safetensors"
         plan = pack.make_plan(source, Destination(out))
         tracemalloc.start()
-        pack.measured(plan, lambda what, done, total: None)
+        pack.measured(plan)
         assert tracemalloc.get_traced_memory()[1] < len(many) / 2
         tracemalloc.stop()
         pack.run(plan, Options())
         tracemalloc.start()
-        assert check_packed([out], lambda what, done, total: None).files == 1
+        assert check_packed([out]).files == 1
         assert tracemalloc.get_traced_memory()[1] < len(many) / 2
         tracemalloc.stop()
         packed.append(out.read_bytes())

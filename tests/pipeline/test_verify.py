@@ -192,10 +192,3 @@ def test_a_mask_that_lies_is_found(mlp_file: Path, tmp_path: Path) -> None:
     save_file(tensors, out, metadata=header["__metadata__"])
     (problem,) = verify(out).problems
     assert "'fc2.weight' cannot be decoded" in problem
-
-
-def test_progress_reaches_the_end(mlp_file: Path) -> None:
-    calls: list[tuple[str, int, int]] = []
-    verify(mlp_file, lambda *call: calls.append(call))
-    assert calls[-1][1:] == (6, 6)
-    assert torch.is_tensor(load_file(mlp_file)[calls[-1][0]])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
+from aicompress.measure import Counted
 from aicompress.model.blocks.all_reduce import Team, add_up
 from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
@@ -102,7 +103,7 @@ class _State:
     differs: bool = False  # some layer before has been compressed
 
 
-def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+def walk(job: Walk, visitor: Visitor, progress: Counted = lambda done, total: None) -> None:
     """Visit every block that holds a wanted layer, in running order.
 
     Layers outside of all blocks, such as an output head, are visited last, together. What the model would run after the

@@ -8,13 +8,14 @@ get the mean and variance that their inputs have now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aicompress.measure import Counted
 from aicompress.model.blocks.input_rows import rows_of
 from aicompress.model.channels.cut import Kept
 from aicompress.model.channels.graph import forward
@@ -46,7 +47,7 @@ class _Reached(Exception):
     """The layer that is watched has run: the rest of the forward pass is not needed."""
 
 
-def repair(job: Repair, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+def repair(job: Repair, progress: Counted = lambda done, total: None) -> list[str]:
     """Refit and re-estimate in place, from the inputs to the outputs.
 
     Returns:

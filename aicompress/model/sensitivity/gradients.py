@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from aicompress.errors import CompressError, Refused
+from aicompress.measure import Counted
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.caches import leave, left_by, mapped
 from aicompress.model.blocks.find import Block, find_blocks
@@ -58,7 +59,6 @@ class Descent:
 
 
 Keep = Callable[[Mapping[str, GradientStats]], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -70,7 +70,7 @@ class _Call:
     leaves: list[Tensor | None]  # `_results` in flat order; each collects its gradient; None for what has none
 
 
-def collect(job: Descent, keep: Keep, progress: Progress = lambda done, total: None) -> None:
+def collect(job: Descent, keep: Keep, progress: Counted = lambda done, total: None) -> None:
     """Bring the moments of every wanted weight's gradient to `keep`, block by block from the last to the first.
 
     Raises:
@@ -109,7 +109,7 @@ def _finite(loss: Tensor, sample: Sample) -> Tensor:
     return loss
 
 
-def _whole(job: Descent, count: int, keep: Keep, progress: Progress) -> None:
+def _whole(job: Descent, count: int, keep: Keep, progress: Counted) -> None:
     """The plain way: everything in memory, one sample after another."""
     job.loader.load(lambda name: True)
     job.model.requires_grad_(False)
@@ -127,7 +127,7 @@ def _whole(job: Descent, count: int, keep: Keep, progress: Progress) -> None:
 class _Reverse:
     """Forward and backward, block by block."""
 
-    def __init__(self, job: Descent, blocks: Sequence[Block], count: int, keep: Keep, progress: Progress) -> None:
+    def __init__(self, job: Descent, blocks: Sequence[Block], count: int, keep: Keep, progress: Counted) -> None:
         self.job, self.blocks, self.count, self.keep, self.progress = job, blocks, count, keep, progress
         owners = {n: next((b for b in blocks if b.owns(w.module)), None) for n, w in job.wanted.items()}
         self.inside = {b.name: [n for n, owner in owners.items() if owner is b] for b in blocks}

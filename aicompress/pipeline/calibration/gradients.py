@@ -19,6 +19,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import listed
 from aicompress.layer import LayerInfo
+from aicompress.measure import Counted
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.gradients import Descent, Keep, collect
 from aicompress.model.sensitivity.loss import Objective
@@ -96,7 +97,7 @@ def differentiate(
     plan: Step,
     team: Processes,
     keep: Keep,
-    progress: Callable[[int, int], None],
+    progress: Counted,
     needs: frozenset[str] = frozenset({MOMENTS}),
 ) -> None:
     """Bring the moments of every selected layer's gradient to `keep`.

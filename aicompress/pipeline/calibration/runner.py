@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aicompress.measure import Counted
 from aicompress.model.blocks.walk import Visitor, Walk, walk
 from aicompress.model.kernels.bf16_products import rounds
 from aicompress.model.loading.partial_model import PartialModel
@@ -72,7 +73,7 @@ class CalibrationRun:
         visitor: Visitor,
         needs: frozenset[str],
         cross: bool,
-        progress: Callable[[int, int], None],
+        progress: Counted,
         **options: Any,
     ) -> None:
         """Bring the statistics of every block to the visitor, `cross` among them where they are wanted.

@@ -7,13 +7,13 @@ the loss has, on a part of the held-out samples. Nothing is drawn: equal runs ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from aicompress.measure import Counted
 from aicompress.methods.distill import kl
 from aicompress.methods.distill.logits import SoftenedConfig
 from aicompress.pipeline.distillation.compatibility import Losses
@@ -48,7 +48,7 @@ def planned(losses: Losses, split: Split) -> tuple[str, ...]:
 
 def chosen(
     setup: TrainingSetup, trained: TrainedParameters, settings: Training, team: Processes,
-    report: Callable[[int, int], None],
+    report: Counted,
 ) -> ChosenTemperature:  # fmt: skip
     """Try every candidate on the student, and leave the student as it was.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from aicompress.data import Data
 from aicompress.errors import CheckpointError, RecipeError
+from aicompress.measure import Counted
 from aicompress.metrics.outputs import ClassLogits, ModelOutputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.pipeline.evaluation.samples import (
@@ -27,10 +28,10 @@ from aicompress.pipeline.evaluation.samples import (
 from aicompress.pipeline.evaluation.sequences import Sequences, encodes
 from aicompress.pipeline.step.models.accepted_inputs import shaped
 from aicompress.pipeline.step.models.running_model import Inputs, Running, encoder
+from aicompress.pipeline.step.options import Progress
 from aicompress.recipe.evaluation import EvalRecipe
 
 LOGITS = 1 << 24  # logits of one model that are held at a time: 64 MiB in float32
-Counted = Callable[[int, int], None]  # done, total
 
 
 def model_outputs(
@@ -177,7 +178,6 @@ def _encoded(models: Models, texts: Sequence[str], length: int, progress: Counte
     return tuple(embeddings)
 
 
-Progress = Callable[[str, int, int], None]  # what, done, total
 Asked = Sequence[tuple[AnyMetric, Data, MetricSamples]]  # metrics with their sections, and what they are measured on
 
 
@@ -233,6 +233,6 @@ def measure_quality(
     return quality
 
 
-def _share(progress: Progress, what: str, number: int, of: int) -> Callable[[int, int], None]:
+def _share(progress: Progress, what: str, number: int, of: int) -> Counted:
     """Report the progress of one metric as a share of the whole."""
     return lambda done, total: progress(what, number * total + done, of * total)

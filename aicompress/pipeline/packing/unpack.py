@@ -168,12 +168,12 @@ def _is_packed(file: Path) -> bool:
         return False
 
 
-def check_packed(files: Sequence[Path], progress: Progress) -> CheckedFiles:
+def check_packed(files: Sequence[Path]) -> CheckedFiles:
     """Unpack files to nowhere."""
     problems: list[str] = []
     notes: list[str] = []
     checked = tensors = 0
-    for number, file in enumerate(files):
+    for file in files:
         try:
             packed = OpenedPackedFile.open(file)
             if packed.manifest.base:
@@ -183,5 +183,4 @@ def check_packed(files: Sequence[Path], progress: Progress) -> CheckedFiles:
                 checked, tensors = checked + 1, tensors + len(packed.header.extents)
         except CheckpointError as error:
             problems.append(error.message)
-        progress(file.name, number + 1, len(files))
     return CheckedFiles(checked, tensors, tuple(problems), tuple(notes))

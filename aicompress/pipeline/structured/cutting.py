@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from aicompress.errors import CompressError
 from aicompress.methods.structural import AnyPruner
 from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.blocks import copied_in_parts, put_block
+from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.structured.axes import Along, along, cut_matrix, length_of, positions, selected
 from aicompress.pipeline.structured.edit import Edit
@@ -48,7 +49,7 @@ class Cutting:
     output: Output
     pruner: AnyPruner
     writer: CheckpointWriter
-    progress: Callable[[str, int, int], None]
+    progress: Progress
     kept: dict[int, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

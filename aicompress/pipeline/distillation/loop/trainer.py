@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,7 @@ from aicompress.pipeline.distillation.loop.state import UNSHARED, Point, StateFi
 from aicompress.pipeline.distillation.teachers.mean_teacher import READS, judged
 from aicompress.pipeline.distillation.teachers.teacher import are_numbers
 from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters, optimizer, rate
+from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 
@@ -65,7 +66,7 @@ class Trainer:
         movement = {name: torch.zeros_like(trained.parameters[name], requires_grad=False) for name in watched}
         self.tensors = TrainingTensors(trained.parameters, self.optimizer, average, movement, setup.shards)
 
-    def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
+    def run(self, progress: Progress, save_seconds: float) -> None:
         """Train to the last step, or as long as patience lasts, then restore the best weights.
 
         Raises:
