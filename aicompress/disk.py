@@ -125,6 +125,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a file its name once its bytes are on the disk."""
+    fsync(partial)
+    os.replace(partial, path)
+
+
 class disk_errors:
     """Turns a full disk and other errors of writing `out` into one clear line."""
 

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-
-class LatencyChoice(StrEnum):
-    """What a step times."""
-
-    auto = "auto"
-    layers = "layers"
-    off = "off"
-
-
-class EffortChoice(StrEnum):
-    """How much time a method may take."""
-
-    fast = "fast"
-    balanced = "balanced"
-    best = "best"
-
-
-class Device(StrEnum):
-    """Where training and evaluation run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+from aicompress.pipeline.step.options import Mode
 
 
 def to_do(*names: str, help: str, **settings: Any) -> Any:
@@ -100,7 +77,7 @@ Drawn = Annotated[
     ),
 ]
 EffortName = Annotated[
-    EffortChoice | None,
+    Literal["fast", "balanced", "best"] | None,
     to_do(
         "--effort",
         help="How long the method may take, as `effort` in the recipe; `aicompress methods COMMAND NAME` lists them.",
@@ -121,8 +98,8 @@ ShardSize = Annotated[
     str | None,
     where("--max-shard-size", metavar="SIZE", help="Split a directory's weights into files of this size, e.g. 5GB."),
 ]
-LatencyMode = Annotated[LatencyChoice, where("--latency", help="What to time for the report.")]
-DeviceName = Annotated[Device, where("--device", help="Where to run.")]
+LatencyMode = Annotated[Mode, where("--latency", help="What to time for the report.")]
+DeviceName = Annotated[Literal["auto", "cpu", "cuda"], where("--device", help="Where to run.")]
 Quiet = Annotated[bool, where("--quiet", "-q", help="No progress, no summary: only errors.")]
 AsJson = Annotated[bool, where("--json", help="Print the result as JSON on standard output.")]
 Stats = Annotated[

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from aicompress.cli import options as o
 from aicompress.cli.boundary import STARTED, resume_collector
 from aicompress.cli.progress import reporter
 from aicompress.errors import Refused
+from aicompress.pipeline.step.options import Mode
 
 if TYPE_CHECKING:
     from aicompress.report.model import Report
@@ -26,7 +27,7 @@ class Flags:
     overwrite: bool = False
     resume: bool = False
     max_shard_size: str | None = None
-    latency: Literal["auto", "layers", "off"] = "auto"
+    latency: Mode = "auto"
     quiet: bool = False
     as_json: bool = False
     stats: tuple[Path, ...] = ()
@@ -53,15 +54,15 @@ def command_for(name: str, summary: str, default: str | None = None) -> Callable
         overwrite: o.Overwrite = False,
         resume: o.Resume = False,
         max_shard_size: o.ShardSize = None,
-        latency: o.LatencyMode = o.LatencyChoice.auto,
+        latency: o.LatencyMode = "auto",
         stats: o.Stats = [],  # noqa: B006
         allow_code: o.AllowCode = False,
         quiet: o.Quiet = False,
         as_json: o.AsJson = False,
     ) -> None:
         shown = (quiet, as_json, tuple(stats), allow_code)
-        flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, *shown)
-        preset = [] if effort is None else [f"effort={effort.value}"]
+        flags = Flags(dry_run, overwrite, resume, max_shard_size, latency, *shown)
+        preset = [] if effort is None else [f"effort={effort}"]
         run(
             name,
             (source, adapter),

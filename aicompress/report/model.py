@@ -273,27 +273,7 @@ class Report:
                 f"report schema {version} is newer than this version reads ({SCHEMA_VERSION})", "update aicompress"
             )
         try:
-            nested = {
-                "before": build(Side, plain["before"]),
-                "after": build(Side, plain["after"]),
-                "latency": build(Latency, plain["latency"]),
-                "untouched": _untouched(plain.get("untouched")),
-                "layers": tuple(build(LayerRow, row) for row in plain["layers"]),
-                "gates": tuple(build(Gate, gate) for gate in plain["gates"]),
-                "warnings": tuple(plain["warnings"]),
-                "notes": tuple(plain.get("notes", ())),
-                "lineage": tuple(plain["lineage"]),
-                "files": tuple(plain.get("files", ())),
-                "baselines": tuple(
-                    Baseline(build(Side, each["side"]), build(Latency, each["latency"]))
-                    for each in plain.get("baselines", ())
-                ),
-            }
-            report: Report = build(cls, {**plain, **nested})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            report: Report = build(cls, plain)
+        except TypeError as error:
             raise Refused(f"damaged report: {error}", "run the step again, or take the report from a backup") from error
         return report
-
-
-def _untouched(fields: dict[str, Any] | None) -> Untouched | None:
-    return None if fields is None else build(Untouched, {**fields, "largest": tuple(fields["largest"])})

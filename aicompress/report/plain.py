@@ -8,17 +8,28 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
-def build(kind: type, fields: dict[str, Any] | None) -> Any:
-    """A dataclass from JSON, derived figures dropped."""
-    if fields is None:
-        return None
+def build(kind: type, fields: dict[str, Any]) -> Any:
+    """A dataclass from JSON, and those inside it, derived figures dropped.
+
+    Raises:
+        TypeError: a field is missing, or of another type.
+    """
     kinds = get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}
-    given = {key: value for key, value in fields.items() if key in known}
+    given = {key: _made(value, kinds[key]) for key, value in fields.items() if key in known}
     wrong = next((key for key, value in given.items() if not _fits(value, kinds[key])), None)
     if wrong is not None:
         raise TypeError(f"{wrong} is {type(given[wrong]).__name__}")
     return kind(**given)
+
+
+def _made(value: Any, kind: Any) -> Any:
+    """What JSON holds as a field's type has it: lists as tuples, mappings as dataclasses."""
+    inner = get_args(kind)
+    if isinstance(value, list) and get_origin(kind) is tuple:
+        return tuple(_made(each, inner[0]) for each in value)
+    named: Any = next(filter(dataclasses.is_dataclass, (kind, *inner)), None) if isinstance(value, dict) else None
+    return value if named is None else build(named, value)
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -39,8 +39,8 @@ def command(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     max_shard_size: o.ShardSize = None,
-    latency: o.LatencyMode = o.LatencyChoice.auto,
-    device: o.DeviceName = o.Device.auto,
+    latency: o.LatencyMode = "auto",
+    device: o.DeviceName = "auto",
     stats: o.Movement = None,
     log_dir: o.LogFolder = None,
     allow_code: o.AllowCode = False,
@@ -49,19 +49,19 @@ def command(
 ) -> None:
     """Train a student, IN or what the recipe makes of IN, to do what a teacher does; IN may be any step's output."""
     from aicompress.pipeline.distillation import run as distillation
+    from aicompress.pipeline.distillation.made_student import made_student
     from aicompress.pipeline.distillation.plan import make_plan
     from aicompress.pipeline.distillation.pruned_student import Teaching, pruned_student
-    from aicompress.pipeline.distillation.students.made_student import made_student
     from aicompress.pipeline.step.options import Options
     from aicompress.pipeline.step.workers import is_first
     from aicompress.recipe.distillation import load
 
-    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, allow_code=allow_code)
+    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency, quiet, as_json, allow_code=allow_code)
     loaded = load(chosen(recipe, "distill/kl"), with_data(overrides, text))
     given, place = adapted(source, adapter), destination(out, flags)
     of_itself = (loaded.student is not None and loaded.mean_teacher is None) or loaded.iterate is not None
     teachers = teacher or ([given] if of_itself else [])
-    options = Options(resume, latency.value, reporter(quiet or not is_first()), device.value, STARTED)
+    options = Options(resume, latency, reporter(quiet or not is_first()), device, STARTED)
     teaching = Teaching(teachers, allow_code, cache_teacher, log_dir)
     with (
         made_student(given, place, loaded, options.progress, plan_only=dry_run) as made,

@@ -58,7 +58,7 @@ def command(
             help="Exit with 3 if this holds, e.g. 'quality.kl > 0.05'. Repeatable.",
         ),
     ] = [],  # noqa: B006
-    device: o.DeviceName = o.Device.auto,
+    device: o.DeviceName = "auto",
     allow_code: o.AllowCode = False,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
@@ -76,7 +76,7 @@ def command(
         raise Refused("--against-adapter is merged into baselines, and there is none", "give --against BASE")
     edits = with_data(overrides, text)
     given, baselines = adapted(source, adapter), [adapted(base, against_adapter) for base in against]
-    options = Options(device=device.value, progress=reporter(quiet), started=STARTED)
+    options = Options(device=device, progress=reporter(quiet), started=STARTED)
     loaded = load(chosen(recipe, "eval/size-and-speed"), edits)
     resume_collector()
     report = evaluate(given, baselines, loaded, EvalOptions(out, tuple(fail_if), allow_code), options)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from aicompress.cli import options as o
 from aicompress.cli.step import Flags, adapted, conclude, destination
@@ -21,20 +20,11 @@ aicompress export model/ merged/ --to dense --adapter lora/ --adapter style/:0.5
 aicompress export lenet.safetensors small.safetensors --to compact"""
 
 
-class To(StrEnum):
-    """What an output can be."""
-
-    dense = "dense"
-    entropy = "entropy"
-    fixed = "fixed"
-    compact = "compact"
-
-
 def command(
     source: o.Source,
     out: o.Out,
     to: Annotated[
-        To,
+        Literal["dense", "entropy", "fixed", "compact"],
         o.to_do(
             "--to",
             help="dense: every weight decoded, a plain checkpoint that any reader loads, converters to GGUF and ONNX "
@@ -47,7 +37,7 @@ def command(
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     max_shard_size: o.ShardSize = None,
-    latency: o.LatencyMode = o.LatencyChoice.auto,
+    latency: o.LatencyMode = "auto",
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
@@ -58,9 +48,9 @@ def command(
     from aicompress.recipe.made import ExportRecipe, Target
     from aicompress.recipe.section import validated
 
-    flags = Flags(dry_run, overwrite, False, max_shard_size, latency.value, quiet, as_json)
-    storage = to.value if to in (To.entropy, To.fixed) else None
-    recipe = ExportRecipe(method=validated(Target, {"name": to.value}, "to"), storage=storage)
+    flags = Flags(dry_run, overwrite, False, max_shard_size, latency, quiet, as_json)
+    storage = to if to in ("entropy", "fixed") else None
+    recipe = ExportRecipe(method=validated(Target, {"name": to}, "to"), storage=storage)
     planned = export.make_plan(adapted(source, adapter), destination(out, flags), recipe)
     options = Options(latency=flags.latency, progress=reporter(flags.quiet))
     conclude(planned, flags, lambda: export.run(planned, options))

@@ -91,6 +91,11 @@ class Attention:
     tensors: tuple[HeadTensor, ...]
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
+    @property
+    def field(self) -> Path:
+        """The number of query heads in config.json."""
+        return self.count.query
+
 
 def attentions(architecture: Architecture) -> list[Attention]:
     """Every attention whose number of heads config.json sets apart from the heads' size.

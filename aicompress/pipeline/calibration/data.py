@@ -15,7 +15,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.data import SampleSource, batches, drawn_windows, labelled, named_arrays, sentences, token_windows
 from aicompress.errors import Refused
-from aicompress.model.loading.definitions.config import most_positions
+from aicompress.model.loading.definitions.config import class_names, most_positions
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.model.sensitivity.loss import Sample
 from aicompress.pipeline.calibration.arguments import DEFAULT_SAMPLES, arguments_of, generates
@@ -146,7 +146,7 @@ def _sample_sets(
     elif data.kind != "drawn":
         labels: Tensor | None = None
         if classes and data.labels is not None:
-            texts, labels, source = labelled(data, seed, class_names(checkpoint), DEFAULT_SAMPLES)
+            texts, labels, source = labelled(data, seed, class_names(model), DEFAULT_SAMPLES)
         else:
             texts, source = sentences(data, seed, DEFAULT_SAMPLES)
         yield SampleSet(len(texts), partial(_texts, texts, tokenizer, shorter), source, labels)
@@ -189,12 +189,6 @@ def _tokens(part: Batches) -> int:
     """Real tokens in batches of texts."""
     masks = (batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in part)
     return sum(int(mask.sum()) for mask in masks)
-
-
-def class_names(checkpoint: Checkpoint) -> list[str]:
-    """A classifier's classes in order."""
-    named = (checkpoint.config or {}).get("id2label") or {}
-    return [str(named[key]) for key in sorted(named, key=int)]
 
 
 def _fair(step: int, samples: int, team: Processes) -> int:

@@ -29,10 +29,10 @@ from aicompress.pipeline.distillation.compatibility import (
 )
 from aicompress.pipeline.distillation.data.samples import TrainingSamples, bare_module, fitting_samples, models
 from aicompress.pipeline.distillation.data.splits import Split, split_of
+from aicompress.pipeline.distillation.made_student import MadeStudent
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
-from aicompress.pipeline.distillation.students.made_student import MadeStudent
 from aicompress.pipeline.distillation.teachers import mean_teacher
 from aicompress.pipeline.distillation.teachers.teacher import CACHE_BYTES, TOKENS, Loss
 from aicompress.pipeline.distillation.trained import recoding

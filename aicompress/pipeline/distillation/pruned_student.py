@@ -21,8 +21,8 @@ from aicompress.errors import raise_all
 from aicompress.model.distillation.outputs import runner
 from aicompress.pipeline.distillation import run as distillation
 from aicompress.pipeline.distillation.data.samples import fitting_samples, models
+from aicompress.pipeline.distillation.made_student import MadeStudent, kept_folder
 from aicompress.pipeline.distillation.plan import make_plan, resolved_precision
-from aicompress.pipeline.distillation.students.made_student import MadeStudent, kept_folder
 from aicompress.pipeline.layerwise import planner, run
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, place_problems
 from aicompress.pipeline.step.digests import fingerprint

@@ -5,16 +5,12 @@ An edit follows from headers alone; `cutting` carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from aicompress.checkpoint import Checkpoint
-from aicompress.methods.structural import Part, Structure
+from aicompress.methods.structural import Structure
 
 
 @dataclass(frozen=True)
@@ -99,11 +95,6 @@ class Edit:
         return list(dict.fromkeys(part.tensor for structure in changed for part in structure.of("consumer")))
 
 
-def read_whole(checkpoint: Checkpoint, name: str) -> Tensor:
-    """A parameter as one row."""
-    return checkpoint.dense(name).float().reshape(1, -1)
-
-
 def with_refits(
     changes: Mapping[str, ParameterChange], structures: Sequence[Structure], sizes: Sequence[int], refits: bool
 ) -> dict[str, ParameterChange]:
@@ -116,11 +107,3 @@ def with_refits(
                 detail = change.detail or {"refit": "takes up the mean of what goes"}
                 marked[part.tensor] = replace(change, refit=True, detail=detail)
     return marked
-
-
-def offset_part(checkpoint: Checkpoint, consumer: str) -> Iterable[Part]:
-    """The bias of a consumer, which can take up the mean of what goes."""
-    module, _, leaf = consumer.rpartition(".")
-    bias = f"{module}.bias"
-    if leaf == "weight" and bias in checkpoint.parameters():
-        yield Part(bias, f"{module}[0]", "offset", 0, partial(read_whole, checkpoint, bias))

@@ -15,9 +15,14 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError, RecipeError
 from aicompress.layer import LayerInfo
 from aicompress.methods.structural import Structure, Unit
 from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.attention import Attention
+from aicompress.model.architecture.config_fields import dotted
+from aicompress.model.architecture.experts import Mixture
+from aicompress.model.architecture.feed_forward import FeedForward
 from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
@@ -25,6 +30,7 @@ from aicompress.pipeline.structured import calibrated
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.pipeline.structured.reading import Reading, layers_of
+from aicompress.weights import TensorSpec
 
 Kept = Mapping[int, tuple[int, ...]]  # the units that stay, by the structure's place
 
@@ -57,6 +63,7 @@ class Scores:
 
 U = TypeVar("U", bound=Unit)
 L = TypeVar("L", bound=UnitLayout)
+Lying = TypeVar("Lying", Attention, FeedForward, Mixture)
 
 
 class StructuralUnit(ABC, Generic[U, L]):
@@ -206,3 +213,55 @@ class StructuralUnit(ABC, Generic[U, L]):
 
 
 AnyUnit: TypeAlias = StructuralUnit[Any, Any]  # found by its kind: the classes it works with are known to it alone
+
+
+def in_stack(every: Sequence[Lying], stack: str | None, what: str, said: str) -> list[Lying]:
+    """Layers of a kind that lie in the stack that is asked for.
+
+    Args:
+        every: all of them.
+        stack: prefix of the stack, or None.
+        what: one of them, in words.
+        said: what a field of config.json does to one, in words.
+
+    Raises:
+        RecipeError: there are none, or a field of config.json is also that of others.
+    """
+    chosen = [each for each in every if stack is None or each.name.startswith(f"{stack}.")]
+    if not chosen:
+        raise RecipeError(
+            f"method.stack: no {what} lies in {stack!r}", f"there are {every[0].name} to {every[-1].name}"
+        )
+    fields = {each.field for each in chosen}
+    shared = next((each for each in every if each.field in fields and each not in chosen), None)
+    if shared is not None:
+        message = f"{dotted(shared.field)} of config.json also {said} {shared.name}"
+        raise RecipeError(message, "leave method.stack out")
+    return chosen
+
+
+def require_held(specs: Mapping[str, TensorSpec], tensor: str) -> TensorSpec:
+    """A tensor that the checkpoint must hold.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if tensor not in specs:
+        raise CheckpointError(
+            f"the checkpoint lacks {tensor}, which its architecture has",
+            "save it again with a current transformers, so that its tensors have their present names",
+        )
+    return specs[tensor]
+
+
+def require_axis(specs: Mapping[str, TensorSpec], tensor: str, axis: int, length: int, said: str) -> None:
+    """The checkpoint must hold a tensor, as long along an axis as its config.json says.
+
+    Raises:
+        CheckpointError: it does not; `said` is what config.json says.
+    """
+    shape = require_held(specs, tensor).shape
+    if len(shape) <= axis or shape[axis] != length:
+        raise CheckpointError(
+            f"{tensor} has shape {shape}, but {said}", "the checkpoint and its config.json do not belong together"
+        )

@@ -62,9 +62,9 @@ def distilled(
         out: name of the output.
         cache: folder of stored outputs.
     """
+    from aicompress.pipeline.distillation.made_student import made_student
     from aicompress.pipeline.distillation.plan import make_plan
     from aicompress.pipeline.distillation.run import run
-    from aicompress.pipeline.distillation.students.made_student import made_student
     from aicompress.pipeline.step.options import Options
     from aicompress.pipeline.step.output import Destination
     from aicompress.recipe.distillation import load

@@ -61,7 +61,7 @@ def _padding(module: nn.Module) -> int | None:
     return getattr(module, "padding_idx", None)
 
 
-def class_names(module: nn.Module) -> list[str]:
+def class_names(module: nn.Module | None) -> list[str]:
     """List the names of a classifier's classes in their order; none where it has no configuration."""
     config: Any = getattr(module, "config", None)
     names = getattr(config, "id2label", None) or {}

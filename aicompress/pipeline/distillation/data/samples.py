@@ -14,10 +14,9 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, SampleSource, Tokenizer, arrays, batches, labelled, sentences, token_windows
 from aicompress.errors import RecipeError, raise_all
 from aicompress.model.distillation.outputs import Task
-from aicompress.model.loading.definitions.config import most_positions
+from aicompress.model.loading.definitions.config import class_names, most_positions
 from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.pipeline.calibration.data import class_names
 from aicompress.pipeline.step.models.accepted_inputs import IMAGES, input_problems, shaped, text_problems
 from aicompress.recipe import Model
 
@@ -126,7 +125,7 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
         windows, source = token_windows(data, tokenizer, least=2)  # one of them is held out
         return TrainingSamples({"input_ids": windows.int()}, None, source)
     if data.labels is not None:
-        texts, labels, source = labelled(data, None, class_names(checkpoint))
+        texts, labels, source = labelled(data, None, class_names(skeleton(checkpoint.config or {})))
         first = _first_of_equals(texts)
         return _texts([texts[i] for i in first], labels[torch.tensor(first)], source, data, tokenizer)
     texts, source = sentences(data)

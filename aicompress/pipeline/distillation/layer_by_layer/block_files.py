@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.disk import put_in_place
 from aicompress.errors import CompressError
-from aicompress.pipeline.distillation.loop.state import UNSHARED, replace_file
+from aicompress.pipeline.distillation.loop.state import UNSHARED
 from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import Weight, restore
 
@@ -50,7 +51,7 @@ class BlockFiles:
         self.folder.mkdir(exist_ok=True)
         partial = self._path(place).with_suffix(".partial")
         save_file(tensors, partial)
-        replace_file(partial, self._path(place))
+        put_in_place(partial, self._path(place))
 
     def read(self, place: int) -> dict[str, Weight | Tensor]:
         """A block that is kept."""

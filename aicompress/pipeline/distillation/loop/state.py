@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aicompress.disk import disk_errors
+from aicompress.disk import disk_errors, put_in_place
 from aicompress.errors import CompressError
 from aicompress.pipeline.distillation.loop.shards import Shards
 
@@ -129,10 +128,10 @@ class StateFile:
             with disk_errors(self.folder):
                 self.folder.mkdir(exist_ok=True)
                 save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
-                replace_file(partial, self.folder / name)
+                put_in_place(partial, self.folder / name)
                 plain = {"tensors": name, "history": asdict(history)}
                 written.write_text(json.dumps(plain), encoding="utf-8")
-                replace_file(written, self.folder / STATE)
+                put_in_place(written, self.folder / STATE)
         finally:
             for left in (partial, written):
                 left.unlink(missing_ok=True)
@@ -167,16 +166,6 @@ def _history(fields: dict[str, Any]) -> TrainingHistory:
         chosen = ChosenTemperature(**{**chosen, "tried": {float(t): loss for t, loss in chosen["tried"].items()}})
     curve = [Point(**point) for point in fields["curve"]]
     return TrainingHistory(**{**fields, "curve": curve, "temperature": chosen})
-
-
-def replace_file(partial: Path, final: Path) -> None:
-    """Rename into place after the bytes are on disk."""
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(partial, final)
 
 
 @dataclass

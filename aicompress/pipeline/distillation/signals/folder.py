@@ -23,7 +23,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.place import lock, working_path
-from aicompress.disk import disk_errors, empty, fsync
+from aicompress.disk import disk_errors, empty, fsync, put_in_place
 from aicompress.errors import CheckpointError, Refused
 from aicompress.pipeline.step.workers import Processes
 
@@ -134,8 +134,7 @@ def write(
                 if not file.exists():
                     partial = file.with_suffix(".partial")
                     save_file(shard(first, end), partial)
-                    fsync(partial)
-                    os.replace(partial, file)
+                    put_in_place(partial, file)
             team.wait()
             if team.rank == 0:
                 _seal(work, path, told, ranges)

@@ -20,8 +20,8 @@ from aicompress.model.architecture.shapes import block_traits, build, changed
 from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.structured.blockwise import as_one_row, part
 from aicompress.pipeline.structured.edit import Edit, ParameterChange
+from aicompress.pipeline.structured.parts import as_one_row, part
 from aicompress.pipeline.structured.unit import Kept, Scores, StructuralUnit, UnitLayout
 from aicompress.pipeline.structured.units.block_scores import BlockScores
 

@@ -18,7 +18,7 @@ from aicompress.methods.prune.experts import Experts
 from aicompress.methods.structural import Part, Structure
 from aicompress.model import hf
 from aicompress.model.architecture.architecture import Architecture
-from aicompress.model.architecture.config_fields import dotted, with_value
+from aicompress.model.architecture.config_fields import with_value
 from aicompress.model.architecture.experts import Mixture, mixtures
 from aicompress.model.architecture.small_models.silenced_experts import silence_experts
 from aicompress.model.loading.partial_model import PartialModel
@@ -28,9 +28,17 @@ from aicompress.pipeline.calibration.data import calibration_inputs, record_of_d
 from aicompress.pipeline.calibration.request import Step, module_of
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import processes
-from aicompress.pipeline.structured.blockwise import as_one_row, part
 from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
-from aicompress.pipeline.structured.unit import Kept, Scores, StructuralUnit, UnitLayout
+from aicompress.pipeline.structured.parts import as_one_row, part
+from aicompress.pipeline.structured.unit import (
+    Kept,
+    Scores,
+    StructuralUnit,
+    UnitLayout,
+    in_stack,
+    require_axis,
+    require_held,
+)
 
 
 @dataclass(frozen=True)
@@ -126,31 +134,12 @@ def _chosen(architecture: Architecture, stack: str | None) -> list[Mixture]:
     every = mixtures(architecture)
     if not every:
         raise CheckpointError("config.json counts no experts", "this is no mixture of experts: see `width` and `heads`")
-    chosen = [layer for layer in every if stack is None or layer.name.startswith(f"{stack}.")]
-    if not chosen:
-        raise RecipeError(
-            f"method.stack: no experts lie in {stack!r}", f"there are {every[0].name} to {every[-1].name}"
-        )
-    fields = {layer.field for layer in chosen}
-    shared = [layer for layer in every if layer.field in fields and layer not in chosen]
-    if shared:
-        field = dotted(shared[0].field)
-        raise RecipeError(f"{field} of config.json also counts the experts of {shared[0].name}", "leave stack out")
+    chosen = in_stack(every, stack, "mixture of experts", "counts the experts of")
     for layer in chosen:
-        named = [layer.single(place, expert) for place in layer.singles for expert in range(layer.size)]
-        for name in (*named, *(tensor for tensor, _ in layer.axes)):
-            if name not in architecture.specs:
-                raise CheckpointError(
-                    f"the checkpoint lacks {name}, which its architecture has",
-                    "save it again with a current transformers, so that its tensors have their present names",
-                )
+        for name in (layer.single(place, expert) for place in layer.singles for expert in range(layer.size)):
+            require_held(architecture.specs, name)
         for tensor, axis in layer.axes:
-            shape = architecture.specs[tensor].shape
-            if len(shape) <= axis or shape[axis] != layer.size:
-                raise CheckpointError(
-                    f"{tensor} has shape {shape}, but config.json counts {layer.size} experts",
-                    "the checkpoint and its config.json do not belong together",
-                )
+            require_axis(architecture.specs, tensor, axis, layer.size, f"config.json counts {layer.size} experts")
     return chosen
 
 

@@ -17,12 +17,12 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention, HeadTensor, attentions
 from aicompress.model.architecture.attention_in_width import attentions_in_width, counted
 from aicompress.model.architecture.borrowed_keys import coupled
-from aicompress.model.architecture.config_fields import dotted, value_at
+from aicompress.model.architecture.config_fields import value_at
 from aicompress.model.architecture.fused_heads import lies_in_sections
 from aicompress.model.architecture.shapes import changed, is_taken
-from aicompress.pipeline.structured.blockwise import part
-from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange, offset_part
-from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout
+from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
+from aicompress.pipeline.structured.parts import offset_part, part
+from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout, in_stack, require_axis
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,7 @@ def _separate(architecture: Architecture, unit: Heads, stack: str | None) -> tup
 
 def _chosen(architecture: Architecture, unit: Heads, stack: str | None) -> list[Attention]:
     every = attentions(architecture) or attentions_in_width(architecture, unit.grouped)
-    chosen = [attention for attention in every if stack is None or attention.name.startswith(f"{stack}.")]
-    if not chosen:
-        raise RecipeError(
-            f"method.stack: no attention lies in {stack!r}", f"there are {every[0].name} to {every[-1].name}"
-        )
-    fields = {attention.count.query for attention in chosen}
-    shared = [a for a in every if a.count.query in fields and a not in chosen]
-    if shared:
-        field = dotted(shared[0].count.query)
-        raise RecipeError(f"{field} of config.json also counts the heads of {shared[0].name}", "leave method.stack out")
+    chosen = in_stack(every, stack, "attention", "counts the heads of")
     for attention in chosen:
         _require_whole(architecture, attention)
     fused = [a for a in chosen if a.count.size and any(_is_fused(a, tensor) for tensor in a.tensors)]
@@ -176,18 +167,9 @@ def _require_whole(architecture: Architecture, attention: Attention) -> None:
             "heads of layers that share it cannot go one by one",
         )
     for tensor in attention.tensors:
-        spec = architecture.specs.get(tensor.tensor)
-        if spec is None:
-            raise CheckpointError(
-                f"the checkpoint lacks {tensor.tensor}, which its architecture has",
-                "save it again with a current transformers, so that its tensors have their present names",
-            )
         length = sum(s.span * _number(attention, s.kind) for s in tensor.sections)
-        if len(spec.shape) <= tensor.axis or spec.shape[tensor.axis] != length:
-            raise CheckpointError(
-                f"{tensor.tensor} has shape {spec.shape}, but config.json says {attention.count.heads} heads",
-                "the checkpoint and its config.json do not belong together",
-            )
+        said = f"config.json says {attention.count.heads} heads"
+        require_axis(architecture.specs, tensor.tensor, tensor.axis, length, said)
 
 
 def _number(attention: Attention, kind: str) -> int:

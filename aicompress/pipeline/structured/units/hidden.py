@@ -26,11 +26,11 @@ from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.loading.definitions.parameter_kinds import layer_kinds
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured import calibrated_hidden
-from aicompress.pipeline.structured.blockwise import part
 from aicompress.pipeline.structured.cutting import Cutting
-from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange, offset_part
+from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
+from aicompress.pipeline.structured.parts import offset_part, part
 from aicompress.pipeline.structured.reading import Reading
-from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout
+from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout, require_axis
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class CoordinateUnit(StructuralUnit[Coordinates, StreamLayout]):
         if stack is not None:
             raise RecipeError("method.stack: all stacks share one hidden width", "leave method.stack out")
         stream = residual(architecture)
-        _require_tensors(checkpoint, stream)
+        for coupling in (*stream.couplings, *stream.inner):
+            said = f"{dotted(stream.field)} of config.json is {stream.width}"
+            require_axis(architecture.specs, coupling.tensor, coupling.axis, stream.width * coupling.parts, said)
         inner = grouped(stream.inner) if stream.inner else {}
         structures = [Structure(STREAM, stream.width, tuple(_stream_parts(checkpoint, stream)))]
         structures += [
@@ -124,23 +126,6 @@ def _accepted(stream: Residual, size: int, exact: bool) -> int:
         fits = " and ".join(str(width) for width in (fewer, wider) if width is not None)
         raise RecipeError(f"method.hidden_size: {size} does not fit: {reason}", f"the nearest that fit are {fits}")
     return wider
-
-
-def _require_tensors(checkpoint: Checkpoint, stream: Residual) -> None:
-    """The checkpoint must hold what its architecture has.
-
-    Raises:
-        CheckpointError: a tensor is missing, or of another width.
-    """
-    specs = checkpoint.parameters()
-    for coupling in (*stream.couplings, *stream.inner):
-        spec, length = specs.get(coupling.tensor), stream.width * coupling.parts
-        if spec is None or len(spec.shape) <= coupling.axis or spec.shape[coupling.axis] != length:
-            raise CheckpointError(
-                f"{coupling.tensor} is {'missing' if spec is None else spec.shape}, but {dotted(stream.field)} of "
-                f"config.json is {stream.width}",
-                "the checkpoint and its config.json do not belong together",
-            )
 
 
 def _stream_parts(checkpoint: Checkpoint, stream: Residual) -> Iterable[Part]:

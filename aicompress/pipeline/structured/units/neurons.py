@@ -18,9 +18,9 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import dotted, with_value
 from aicompress.model.architecture.feed_forward import Coupling, FeedForward, feed_forwards, sets_widths
 from aicompress.pipeline.structured.axes import units_first
-from aicompress.pipeline.structured.blockwise import part
-from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange, offset_part
-from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout
+from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
+from aicompress.pipeline.structured.parts import offset_part, part
+from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout, in_stack, require_axis
 
 _NAME = re.compile(r"[._](?:weight|bias)$")  # what a weight's and its bias's names end in
 
@@ -140,18 +140,9 @@ def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> N
     """
     for layer in layers:
         for c in layer.couplings:
-            spec = architecture.specs.get(c.tensor)
-            if spec is None:
-                raise CheckpointError(
-                    f"the checkpoint lacks {c.tensor}, which its architecture has",
-                    "save it again with a current transformers, so that its tensors have their present names",
-                )
             length = layer.width * c.parts * c.span * (layer.experts if c.axis == 0 else 1)
-            if len(spec.shape) <= c.axis or spec.shape[c.axis] != length:
-                raise CheckpointError(
-                    f"{c.tensor} has shape {spec.shape}, but {dotted(layer.field)} of config.json is {layer.width}",
-                    "the checkpoint and its config.json do not belong together",
-                )
+            said = f"{dotted(layer.field)} of config.json is {layer.width}"
+            require_axis(architecture.specs, c.tensor, c.axis, length, said)
 
 
 def _chosen_layers(architecture: Architecture, stack: str | None) -> list[FeedForward]:
@@ -166,19 +157,7 @@ def _chosen_layers(architecture: Architecture, stack: str | None) -> list[FeedFo
             "how neurons lie in the feed-forward layers of this architecture cannot be told",
             "prune heads or whole blocks (depth), or factorize its layers (svd)",
         )
-    chosen = [layer for layer in layers if stack is None or layer.name.startswith(f"{stack}.")]
-    if not chosen:
-        raise RecipeError(
-            f"method.stack: no feed-forward layer lies in {stack!r}", f"there are {layers[0].name} to {layers[-1].name}"
-        )
-    fields = {layer.field for layer in chosen}
-    shared = [layer for layer in layers if layer.field in fields and layer not in chosen]
-    if shared:
-        raise RecipeError(
-            f"{dotted(shared[0].field)} of config.json also sets the width of {shared[0].name}",
-            "leave method.stack out",
-        )
-    return chosen
+    return in_stack(layers, stack, "feed-forward layer", "sets the width of")
 
 
 def _neuron_parts(checkpoint: Checkpoint, layer: FeedForward) -> Iterable[Part]:

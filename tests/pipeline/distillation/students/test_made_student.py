@@ -14,9 +14,9 @@ import transformers as hf
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import OutputExists, RecipeError, Refused
 from aicompress.model.loading.load import load as load_model
+from aicompress.pipeline.distillation.made_student import made_student
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
-from aicompress.pipeline.distillation.students.made_student import made_student
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.structured import planner

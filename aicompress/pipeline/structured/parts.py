@@ -1,8 +1,8 @@
-"""Tensors of a checkpoint in blocks of rows: what one gives to structural units, without holding it."""
+"""What tensors of a checkpoint give to structural units: read when it is asked for, or summed in blocks of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Literal
 
@@ -67,6 +67,14 @@ def part(
         partial(power_sums, checkpoint, tensor, axes, take),
         single=all(length == 1 for axis, length in enumerate(shape) if axis not in axes),
     )
+
+
+def offset_part(checkpoint: Checkpoint, consumer: str) -> Iterable[Part]:
+    """The bias of a consumer, which can take up the mean of what goes."""
+    module, _, leaf = consumer.rpartition(".")
+    bias = f"{module}.bias"
+    if leaf == "weight" and bias in checkpoint.parameters():
+        yield Part(bias, f"{module}[0]", "offset", 0, partial(_read, checkpoint, bias, as_one_row))
 
 
 def as_one_row(tensor: Tensor) -> Tensor:

@@ -1,1 +1,0 @@
-"""Students that a recipe makes before training: kept layers, a narrower network, or another configuration."""
