@@ -9,7 +9,8 @@ time. Passes of several models can stop side by side.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Arrival:
     """A stream has come to a block.
 
     Attributes:
-        block: index into the blocks given to `gate`.
+        block: index into the blocks that are `gated`.
         args, kwargs: what the model passes to the block.
     """
 
@@ -40,11 +41,11 @@ class PausedForward:
     """One batch on its way through the model.
 
     Args:
-        call: runs the model's forward; its blocks must be gated.
+        call: runs the model's forward; its blocks are `gated`.
         data: what the model runs on, where it fails.
     """
 
-    def __init__(self, call: Callable[[], Any], data: str = "calibration inputs") -> None:
+    def __init__(self, call: Callable[[], Any], data: str) -> None:
         self._call, self._data = call, data
         self._resume = threading.Semaphore(0)
         self._parked = threading.Semaphore(0)
@@ -124,24 +125,31 @@ class _Abandoned(BaseException):
     """Unwinds a parked stream."""
 
 
-def gate(blocks: list[nn.Module]) -> Callable[[], None]:
-    """Make streams stop at the blocks; calls from other threads run them as usual.
+@contextmanager
+def gated(
+    blocks: Sequence[nn.Module], calls: Sequence[Callable[[], Any]], data: str = "calibration inputs"
+) -> Iterator[list[PausedForward]]:
+    """Streams that stop at the blocks, none of them started; calls from other threads run the blocks as usual.
 
-    Returns:
-        A function that takes the gates away.
+    Args:
+        blocks: where they stop.
+        calls: one forward pass each.
+        data: what they run on, where one fails.
     """
     for index, block in enumerate(blocks):
         block.forward = _gated(index, block.forward)
-
-    def remove() -> None:
+    streams = [PausedForward(call, data) for call in calls]
+    try:
+        yield streams
+    finally:
         for block in blocks:
             del block.forward
-
-    return remove
+        for stream in streams:
+            stream.abandon()
 
 
 def _gated(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def gated(*args: Any, **kwargs: Any) -> Any:
+    def stops(*args: Any, **kwargs: Any) -> Any:
         stream: PausedForward | None = getattr(_current, "stream", None)
         arrival = Arrival(index, args, kwargs)
         if stream is not None:
@@ -149,7 +157,7 @@ def _gated(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         given = _each(changing, arrival)
         return forward(*given.args, **given.kwargs)
 
-    return gated
+    return stops
 
 
 def _each(change: Callable[[Any], Any], arrival: Arrival) -> Arrival:
@@ -191,9 +199,8 @@ def run_side_by_side(
     Returns:
         What the calls of each model gave.
     """
-    ungated = [gate(list(each.modules)) for each in runs]
-    streams = [[PausedForward(call, "inputs") for call in each.calls] for each in runs]
-    try:
+    with ExitStack() as gates:
+        streams = [gates.enter_context(gated(each.modules, each.calls, "inputs")) for each in runs]
         for stream in (each for model in streams for each in model):
             stream.start()
         while True:
@@ -209,8 +216,3 @@ def run_side_by_side(
                 for number, output in given.items():
                     model[number].advance(output)
         return [[stream.result for stream in model] for model in streams]
-    finally:
-        for remove in ungated:
-            remove()
-        for stream in (each for model in streams for each in model):
-            stream.abandon()

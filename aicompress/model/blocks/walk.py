@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.input_statistics import Recorder
-from aicompress.model.blocks.paused_forward import PausedForward, follow, gate
+from aicompress.model.blocks.paused_forward import PausedForward, follow, gated
 from aicompress.model.blocks.reconstruction import Stage, hidden
 from aicompress.model.loading.definitions.config import configurations
 from aicompress.model.loading.partial_model import PartialModel
@@ -123,10 +124,10 @@ def walk(job: Walk, visitor: Visitor, progress: Counted = lambda done, total: No
         return not any(block.owns(name) for block in blocks)
 
     job.loader.load(between)
-    ungate = gate([block.module for block in blocks])
-    state = _State([], [], set(job.wanted))
-    recorder = _recorder(job, outside)
-    try:
+    recorder, count = _recorder(job, outside), len(job.batches)
+    calls = [partial(job.model, **batch) for batch in job.batches] * (2 if job.carries else 1)
+    with gated([block.module for block in blocks], calls) as streams:
+        state = _State(streams[:count], streams[count:], set(job.wanted))
         with recorder:
             _start(job, state, recorder)
             job.loader.offload(lambda name: between(name) and name not in merged)  # embeddings, output heads
@@ -136,10 +137,6 @@ def walk(job: Walk, visitor: Visitor, progress: Counted = lambda done, total: No
                 progress(len(state.visited), len(blocks))
         if outside and visitor.finished(outside) is None:
             _visit(job, visitor, recorder)
-    finally:
-        ungate()
-        for stream in (*state.compressed, *state.original):
-            stream.abandon()
 
 
 def prepare(model: Any) -> None:
@@ -174,12 +171,10 @@ def _start(job: Walk, state: _State, recorder: Recorder) -> None:
     """Run every batch up to the first block."""
     for number, batch in enumerate(job.batches):
         recorder.mask, recorder.weight = _mask(batch), job.weights[number] if job.weights else 1.0
-        state.compressed.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-        state.compressed[-1].start()
-        if job.carries:
-            state.original.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+        state.compressed[number].start()
+        if state.original:
             recorder.repeated = True
-            state.original[-1].start()
+            state.original[number].start()
             recorder.repeated = False
         recorder.batch_done()
     recorder.mask, recorder.weight = None, 1.0

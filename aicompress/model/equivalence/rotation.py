@@ -8,8 +8,10 @@ weights, and a turned block must give the turned output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from aicompress.errors import Refused
 from aicompress.model.blocks.find import Block, find_blocks
-from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
+from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gated
 from aicompress.model.equivalence.rotated_parameters import Reader, Rotatable, Turn
 from aicompress.model.equivalence.scaling_groups import ChannelAxis, Search, call_axis, reads
 from aicompress.model.equivalence.search import in_checkpoint, kind_of, prepare, sources_of
@@ -44,16 +46,14 @@ def find_rotatable(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]
     blocks = find_blocks(model)
     prepare(model)
     loader.load(lambda name: not any(block.owns(name) for block in blocks))
-    ungate = gate([block.module for block in blocks])
     try:
-        return _PausedForward(model, loader, blocks, batch, turns).residual()
+        return _RotationSearch(model, loader, blocks, batch, turns).residual()
     finally:
-        ungate()
         loader.drop(lambda name: True)
 
 
 @dataclass
-class _PausedForward:
+class _RotationSearch:
     """One search."""
 
     model: Any
@@ -69,28 +69,26 @@ class _PausedForward:
         outer = self._outer(first, width, by_kind, centred)
         turn = self.turns(width, centred)
         parameters = dict(self.model.named_parameters())
-        with changed(parameters, outer.changes(parameters.__getitem__, turn)):
-            stream = self._started()
-            try:
-                same = alike([_hidden(stream.arrival)], [turn(inputs, -1)], TOLERANCE)
-                while (arrival := stream.arrival) is not None:
-                    stream.advance(_turned(outputs[kinds[arrival.block]], turn))
-                seen: Seen = stream.result
-            finally:
-                stream.abandon()
+        with changed(parameters, outer.changes(parameters.__getitem__, turn)), self._started() as stream:
+            same = alike([_hidden(stream.arrival)], [turn(inputs, -1)], TOLERANCE)
+            while (arrival := stream.arrival) is not None:
+                stream.advance(_turned(outputs[kinds[arrival.block]], turn))
+            seen: Seen = stream.result
         if not same or not alike(seen.output, first.output, TOLERANCE):
             raise Refused("what lies before or after the model's blocks does not turn with the residual stream", HINT)
         return self._named(kinds, by_kind, outer)
 
-    def _started(self) -> PausedForward:
-        stream = PausedForward(lambda: watched(self.model, lambda: self.model(**self.batch)))
-        stream.start()
-        return stream
+    @contextmanager
+    def _started(self) -> Iterator[PausedForward]:
+        call = partial(watched, self.model, partial(self.model, **self.batch))
+        with gated([block.module for block in self.blocks], [call]) as (stream,):
+            stream.start()
+            yield stream
 
     def _walk(self, kinds: Sequence[Any]) -> tuple[Seen, Tensor, dict[Any, Any], dict[Any, Rotatable]]:
         """Once through the model: what its outer part does, the first block's input, each kind's output and parts."""
-        stream, outputs, by_kind, inputs = self._started(), {}, {}, None
-        try:
+        outputs, by_kind, inputs = {}, {}, None
+        with self._started() as stream:
             while (arrival := stream.arrival) is not None:
                 block, kind = self.blocks[arrival.block], kinds[arrival.block]
                 inputs = _hidden(arrival).clone() if inputs is None else inputs
@@ -100,8 +98,6 @@ class _PausedForward:
                     self.loader.drop(block.owns)
                 stream.advance(outputs[kind])
             seen: Seen = stream.result
-        finally:
-            stream.abandon()
         if inputs is None:
             raise Refused("the model's forward pass reaches none of its blocks", HINT)
         return seen, inputs, outputs, by_kind

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from aicompress.model.blocks import walk
 from aicompress.model.blocks.find import Block, find_blocks
-from aicompress.model.blocks.paused_forward import PausedForward, gate
+from aicompress.model.blocks.paused_forward import gated
 from aicompress.model.equivalence.scaling_groups import BlockGroups, ChannelAxis, ScalingGroup, find_scaling_groups
-from aicompress.model.loading.definitions.config import configurations
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.loading.places import Slot
 
@@ -93,20 +94,17 @@ def each_kind(
     prepare(model)
     kinds = [kind_of(block.module) for block in blocks]
     loader.load(lambda name: not any(block.owns(name) for block in blocks))
-    ungate = gate([block.module for block in blocks])
-    stream = PausedForward(lambda: model(**batch))
     by_kind: dict[Any, T] = {}
     outputs: dict[Any, Any] = {}
     try:
-        stream.start()
-        while (arrival := stream.arrival) is not None and len(by_kind) < len(set(kinds)):
-            block, kind = blocks[arrival.block], kinds[arrival.block]
-            if kind not in by_kind:
-                by_kind[kind], outputs[kind] = _searched(block, loader, arrival, search)
-            stream.advance(outputs[kind])  # of a block like it: only the shape counts
+        with gated([block.module for block in blocks], [partial(model, **batch)]) as (stream,):
+            stream.start()
+            while (arrival := stream.arrival) is not None and len(by_kind) < len(set(kinds)):
+                block, kind = blocks[arrival.block], kinds[arrival.block]
+                if kind not in by_kind:
+                    by_kind[kind], outputs[kind] = _searched(block, loader, arrival, search)
+                stream.advance(outputs[kind])  # of a block like it: only the shape counts
     finally:
-        stream.abandon()
-        ungate()
         loader.drop(lambda name: True)
     return Searched(blocks, kinds, by_kind)
 
@@ -116,9 +114,7 @@ def prepare(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None  # it may lie beyond the rows that there are
-    for config in configurations(model):
-        config.use_cache = False
-        config._experts_implementation = "eager"
+    walk.prepare(model)
 
 
 def kind_of(block: nn.Module) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from aicompress.errors import CompressError
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
-from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
+from aicompress.model.blocks.paused_forward import Arrival, gated
 from aicompress.model.blocks.walk import Batch, prepare
 from aicompress.model.loading.partial_model import PartialModel
 
@@ -51,9 +52,9 @@ class BlockRun:
         blocks = find_blocks(self.model)
         prepare(self.model)
         self.loader.load(lambda name: not any(block.owns(name) for block in blocks))
-        ungate = gate([block.module for block in blocks])
-        streams = [PausedForward(lambda batch=batch: self.model(**batch)) for batch in self.batches]  # type: ignore[misc]
-        try:
+        with gated(
+            [block.module for block in blocks], [partial(self.model, **each) for each in self.batches]
+        ) as streams:
             with input_errors_refused():
                 for stream in streams:
                     stream.start()
@@ -66,10 +67,6 @@ class BlockRun:
                         output = run_block(block, stream.arrival, batch)
                     stream.advance(output)
                 self.loader.drop(block.owns)
-        finally:
-            ungate()
-            for stream in streams:
-                stream.abandon()
 
     def influences(self, skipped: AbstractSet[str] = frozenset()) -> dict[str, float]:
         """Influence of every block that runs, by module path; those that are skipped have none.

@@ -29,7 +29,7 @@ from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.caches import leave, left_by, mapped
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
-from aicompress.model.blocks.paused_forward import PausedForward, gate
+from aicompress.model.blocks.paused_forward import PausedForward, gated
 from aicompress.model.blocks.walk import prepare
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.loss import Objective, Sample
@@ -143,19 +143,13 @@ class _Reverse:
         job.loader.load(lambda name: not any(block.owns(name) for block in self.blocks))
         job.model.requires_grad_(False)
         glue = watch(job.model, self._of(self.outside))
-        ungate = gate([block.module for block in self.blocks])
-        streams: list[PausedForward] = []
-        try:
-            streams += [PausedForward(_forward(job.model, sample)) for sample in job.samples]
+        calls = [_forward(job.model, sample) for sample in job.samples]
+        with gated([block.module for block in self.blocks], calls) as streams:
             for number, stream in enumerate(streams):
                 stream.start()
                 self._ended(number, stream, glue)
             while (arrival := streams[0].arrival) is not None:
                 self._forward(streams, arrival.block, glue)
-        finally:
-            ungate()
-            for stream in streams:
-                stream.abandon()
         self._backward(glue)
         if glue:
             self.keep({name: each.moments(self.count, job.team) for name, each in glue.items()})

@@ -18,7 +18,7 @@ from aicompress.model.architecture.shapes import block_traits
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.blocks.input_rows import rows_of
 from aicompress.model.blocks.input_statistics import Recorder
-from aicompress.model.blocks.paused_forward import PausedForward, gate
+from aicompress.model.blocks.paused_forward import gated
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.kernels import bf16_products as products
 from aicompress.model.loading.load import build, load
@@ -344,12 +344,10 @@ def test_inputs_that_the_model_does_not_take_are_refused(tiny_llama: Path) -> No
 def test_a_model_that_fails_behind_a_block_is_refused() -> None:
     """Wherever it is on its way, and whatever its own code raises."""
     block = nn.Identity()
-    ungate = gate([block])
-    stream = PausedForward(lambda: 1 // len(block([])))
-    stream.start()
-    with pytest.raises(Refused, match="does not run on the calibration inputs: integer division"):
-        stream.advance([])
-    ungate()
+    with gated([block], [lambda: 1 // len(block([]))]) as (stream,):
+        stream.start()
+        with pytest.raises(Refused, match="does not run on the calibration inputs: integer division"):
+            stream.advance([])
 
 
 def test_an_empty_place_in_a_list_is_no_block() -> None:
