@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,14 +11,27 @@ from aicompress.errors import CompressError
 from aicompress.model.blocks.input_statistics import InputSums, Recorder, is_largest
 
 
-class Team(Protocol):
-    """Processes that do the same at the same time."""
+class Team:
+    """Processes that do the same at the same time; this one alone, unless a subclass knows others.
+
+    Attributes:
+        rank: number of this process; 0 writes.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
+        return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank."""
+        """Every process's value, by rank; values are small Python objects."""
+        return [value]
+
+
+ALONE = Team()
 
 
 def add_up(recorder: Recorder, team: Team) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from aicompress.layer import from_matrix
-from aicompress.model.blocks.all_reduce import Team
+from aicompress.model.blocks.all_reduce import ALONE, Team
 from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule, moving
 from aicompress.model.kernels.bf16_products import RoundedLayers
 from aicompress.weights import Weight
@@ -41,7 +41,7 @@ class Stage:
         targets: the original model's outputs, one tensor a batch.
         masks: real tokens of every batch, (batch, tokens) bool; None where all are.
         rounded: linear layers multiply float32 numbers rounded to bfloat16.
-        team: processes that tune the block together, each with rows of its own of every batch; None for this one alone.
+        team: processes that tune the block together, each with rows of its own of every batch.
     """
 
     name: str
@@ -50,12 +50,10 @@ class Stage:
     targets: Sequence[Tensor]
     masks: Sequence[Tensor | None]
     rounded: bool = False
-    team: Team | None = None
+    team: Team = ALONE
 
     def shares(self) -> list[float]:
         """For every batch how much of what counts is in this process's rows."""
-        if self.team is None:
-            return [1.0] * len(self.inputs)
         own = torch.tensor([_counted(t, m).numel() for t, m in zip(self.targets, self.masks, strict=True)])
         whole = self.team.total(own.to(self.targets[0].device))
         return (own / whole.cpu().clamp_min(1)).tolist()
@@ -80,7 +78,7 @@ def tune(stage: Stage, layers: Sequence[TunableLayer], pace: TuningSchedule, see
             number = next(batches)
             loss = _loss(stage, number, lambda: {part.layer.parameter: part.dense() for part in parts})
             (loss * shares[number]).backward()  # type: ignore[no-untyped-call]
-            if stage.team is not None:
+            if stage.team.size > 1:
                 _add_up([tensor for part in parts for tensor in part.tensors], stage.team)
             for part in parts:
                 part.move(pace, 1 - step / pace.steps)
@@ -99,10 +97,8 @@ def error(stage: Stage, layers: Sequence[TunableLayer], weights: Sequence[Weight
         for layer, weight in zip(layers, weights, strict=True)
     }
     losses = [float(_loss(stage, number, lambda: dense)) * share for number, share in enumerate(stage.shares())]
-    mean = sum(losses) / len(losses)
-    if stage.team is None:
-        return mean
-    return float(stage.team.total(torch.tensor(mean, dtype=torch.float64, device=stage.targets[0].device)))
+    mean = torch.tensor(sum(losses) / len(losses), dtype=torch.float64, device=stage.targets[0].device)
+    return float(stage.team.total(mean))
 
 
 def _add_up(tensors: Sequence[Tensor], team: Team) -> None:

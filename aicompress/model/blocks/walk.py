@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.measure import Counted
-from aicompress.model.blocks.all_reduce import Team, add_up
+from aicompress.model.blocks.all_reduce import ALONE, Team, add_up
 from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
@@ -45,7 +45,7 @@ class Walk:
         wanted: by layer name its module's path in the model, its part of a merged parameter, or the experts it holds.
         needs: statistics to collect: gram, norms, mean_abs, mean.
         cross: also carry the original model's activations and collect E[x x̂ᵀ].
-        team: processes that walk together, each with batches of its own; None for this one alone.
+        team: processes that walk together, each with batches of its own.
         rounded: linear layers and statistics multiply float32 numbers rounded to bfloat16.
         changes: later blocks see the layers as the visitor compressed them; where they do not, every block runs once.
         weights: how much each batch's rows count in the statistics; empty: all alike.
@@ -59,7 +59,7 @@ class Walk:
     wanted: Mapping[str, Place]
     needs: frozenset[str]
     cross: bool = False
-    team: Team | None = None
+    team: Team = ALONE
     rounded: bool = False
     changes: bool = True
     weights: Sequence[float] = ()
@@ -221,8 +221,7 @@ def _advance(job: Walk, block: Block, layers: list[str], state: _State, outputs:
 
 
 def _visit(job: Walk, visitor: Visitor, recorder: Recorder, stage: Stage | None = None) -> None:
-    if job.team is not None:
-        add_up(recorder, job.team)
+    add_up(recorder, job.team)
     stats = recorder.stats()
     written = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
     for name, tensor in written.items() if job.changes else ():

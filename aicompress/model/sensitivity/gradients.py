@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from aicompress.errors import CompressError, Refused
 from aicompress.measure import Counted
-from aicompress.model.blocks.all_reduce import Team
+from aicompress.model.blocks.all_reduce import ALONE, Team
 from aicompress.model.blocks.caches import leave, left_by, mapped
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
@@ -47,7 +47,7 @@ class Descent:
         samples: those of this process.
         wanted: weights by layer name.
         objective: the loss of a sample.
-        team: processes that do this together, each with samples of its own; None for this one alone.
+        team: processes that do this together, each with samples of its own.
     """
 
     model: Any
@@ -55,7 +55,7 @@ class Descent:
     samples: Sequence[Sample]
     wanted: Mapping[str, Watched]
     objective: Objective
-    team: Team | None = None
+    team: Team = ALONE
 
 
 Keep = Callable[[Mapping[str, GradientStats]], None]
@@ -78,7 +78,7 @@ def collect(job: Descent, keep: Keep, progress: Counted = lambda done, total: No
     """
     blocks = find_blocks(job.model)
     prepare(job.model)
-    count = len(job.samples) if job.team is None else sum(job.team.gather(len(job.samples)))
+    count = sum(job.team.gather(len(job.samples)))
     if not _shared(job):
         try:
             _Reverse(job, blocks, count, keep, progress).run()

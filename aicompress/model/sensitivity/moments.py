@@ -122,7 +122,7 @@ class MomentSums:
         self.mean.add_(matrix, alpha=weight)
         self.square.addcmul_(matrix, matrix, value=weight)
 
-    def moments(self, count: int, team: Team | None) -> GradientStats:
+    def moments(self, count: int, team: Team) -> GradientStats:
         """Means over the samples of all processes; a weight that no sample reached has gradient 0."""
         while self.held:
             self._add(*self.held.popitem()[1])
@@ -131,9 +131,7 @@ class MomentSums:
         sums = [*self._own(), None if self.outputs is None else self.outputs.gram]
         if self.outputs is not None:
             self.outputs.handle.remove()
-        if team is not None:
-            sums = [None if each is None else team.total(each) for each in sums]
-        return GradientStats(count, *(None if each is None else each / count for each in sums))
+        return GradientStats(count, *(None if each is None else team.total(each) / count for each in sums))
 
     def _own(self) -> tuple[Tensor | None, Tensor | None]:
         """Sums of the weight's gradient and of its square; None where they were not wanted."""

@@ -9,28 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aicompress.model.blocks.all_reduce import Team
 
-class Processes:
-    """The processes that train or calibrate as one: here this one alone.
 
-    Attributes:
-        rank: number of this process; 0 writes.
-        size: how many there are.
-    """
-
-    rank: int = 0
-    size: int = 1
+class Processes(Team):
+    """The processes that train or calibrate as one: here this one alone."""
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all processes."""
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
-        return tensor
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank; values are small Python objects."""
-        return [value]
 
     def send(self, tensor: Tensor) -> Tensor:
         """The first process's tensor; the others give one of its shape and dtype."""

@@ -15,6 +15,7 @@ from transformers import AlbertConfig, AlbertModel, Swin2SRConfig, Swin2SRModel
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.layer import as_matrix
+from aicompress.model.blocks.all_reduce import ALONE
 from aicompress.model.loading.definitions.chain import module_for
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.partial_model import PartialModel
@@ -307,7 +308,7 @@ def test_what_changes_in_place_has_output_gradients() -> None:
     harvest(sums, Sample(0, {}))
     before = (given @ model[0].weight.t() + model[0].bias).requires_grad_()
     nn.functional.linear(before.relu(), model[2].weight, model[2].bias).square().sum().backward()
-    moments = sums["first"].moments(1, None)
+    moments = sums["first"].moments(1, ALONE)
     assert moments.mean is None
     torch.testing.assert_close(moments.output_gram, before.grad.t() @ before.grad)  # type: ignore[union-attr]
 
@@ -321,7 +322,7 @@ def test_where_outputs_are_not_seen_the_weight_s_own_moments_are() -> None:
     sample = Sample(0, {})
     (model["head"](model["tokens"](torch.arange(3))).sum() + model["wide"](torch.ones(1)).sum()).backward()
     harvest(sums, sample)
-    moments = {name: each.moments(1, None) for name, each in sums.items()}
+    moments = {name: each.moments(1, ALONE) for name, each in sums.items()}
     assert [moments[name].square is None for name in model] == [False, False, True]
     assert [moments[name].output_gram is None for name in model] == [True, True, False]
 

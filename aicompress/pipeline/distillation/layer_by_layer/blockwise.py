@@ -168,10 +168,8 @@ class BlockwiseTuning:
             inputs = [(own[n].args, own[n].kwargs) for n in range(len(targets)) if n in own]
             if len(inputs) < len(masks):
                 raise CompressError(f"{block.name} gives no states to be compared", "take mode: full")
-            team = self.team if self.team.size > 1 else None
-            tuned = self._tuned(
-                Stage(block.name, block.module, inputs, targets, masks, self.rounded, team), student, originals
-            )
+            stage = Stage(block.name, block.module, inputs, targets, masks, self.rounded, self.team)
+            tuned = self._tuned(stage, student, originals)
             self.kept |= {place}
             if self.team.rank == 0:
                 self.files.write(place, tuned)
