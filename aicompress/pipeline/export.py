@@ -12,46 +12,31 @@ from aicompress.checkpoint.reader import require_finite
 from aicompress.checkpoint.views.decoded import with_decoded
 from aicompress.disk import require_writable
 from aicompress.errors import Refused, raise_all
-from aicompress.layer import Kind, LayerInfo
+from aicompress.layer import LayerInfo
 from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.blocks import Block, copied_in_parts
 from aicompress.pipeline.step.checks import left_out, require_loads, require_space
-from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.opening import as_stored, opened_input
 from aicompress.pipeline.step.options import Options, Progress
-from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
+from aicompress.pipeline.step.output import Destination, Planned, arrange, lineage_step
+from aicompress.pipeline.step.plan import StepPlan
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput, run_alone, write_all
 from aicompress.recipe.made import ExportRecipe
 from aicompress.report.model import LayerRow, Report
-from aicompress.report.plan import PlanSummary
 from aicompress.weights import Dense
 
 
 @dataclass(frozen=True)
-class ExportPlan:
-    """An export that can be run, or printed.
+class ExportPlan(StepPlan):
+    """An export that can be run, or printed; its layers are whole ones, in the form that they are stored in."""
 
-    Attributes:
-        checkpoint: the input.
-        recipe: what to do.
-        output: every file and byte of the output.
-        kinds: what the model definition says of the parameters.
-        layers: whole layers of the input, in the form they are stored in.
-        warnings: what the user should know.
-    """
-
-    checkpoint: Checkpoint
     recipe: ExportRecipe
-    output: Output
-    kinds: Mapping[str, Kind | None] | None
-    layers: tuple[LayerInfo, ...]
-    warnings: tuple[str, ...] = ()
 
-    def rows(self) -> list[LayerRow]:
+    def rows(self, seconds: Mapping[str, float] | None = None) -> tuple[LayerRow, ...]:
         """A row for each layer: decoded, or as it was."""
-        return [self._row(info) for info in self.layers]
+        return tuple(map(self._row, self.infos))
 
     def _row(self, info: LayerInfo) -> LayerRow:
         decoded = self.recipe.method.decodes and not self.checkpoint.is_plain(info.tensor)
@@ -61,11 +46,11 @@ class ExportPlan:
         note = "decoded" if decoded else "left as it is"
         return LayerRow(info.name, info.kind, *done, form, {}, info.nbytes, size, 0.0, 0.0, note)
 
-    def summary(self) -> PlanSummary:
-        """What a dry run prints."""
+    @property
+    def stored(self) -> dict[str, str]:
+        """The form of each layer in the input; of another tool's layout its own words."""
         foreign = self.checkpoint.foreign.weights
-        stored = {i.name: foreign[i.tensor].words if i.tensor in foreign else i.stored for i in self.layers}
-        return summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
+        return {i.name: foreign[i.tensor].words if i.tensor in foreign else i.stored for i in self.infos}
 
 
 def make_plan(source: str | Path | Adapted, destination: Destination, recipe: ExportRecipe) -> ExportPlan:
@@ -170,4 +155,4 @@ def _write(plan: ExportPlan, opened: OpenOutput, progress: Progress) -> Results:
             yield tensor, rows
 
     write_all(plan.output, opened.writer, values, progress, checkpoint.row_axis)
-    return Results(tuple(plan.rows()), plan.warnings)
+    return Results(plan.rows(), plan.warnings)

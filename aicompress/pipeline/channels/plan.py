@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from aicompress.checkpoint import Checkpoint
-from aicompress.layer import Kind, LayerInfo
+from aicompress.layer import LayerInfo
 from aicompress.methods.channels import AnyChannelPruner, ChannelSettings
 from aicompress.model.channels.cut import Kept, kept_places
 from aicompress.model.channels.graph import ChannelGroup, Fixed
 from aicompress.pipeline.channels.selection import CalibrationBatches, ChannelChoice
-from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.step.output import Output
+from aicompress.pipeline.step.plan import StepPlan
 from aicompress.recipe import Recipe
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanSummary
@@ -23,27 +21,20 @@ from aicompress.weights import Dense
 
 
 @dataclass(frozen=True)
-class ChannelPlan:
+class ChannelPlan(StepPlan):
     """A removal of channels that can be run, or printed.
 
     Attributes:
-        checkpoint: the input.
-        recipe: what to do.
         pruner: the method with its parameters.
         choice: chooses the channels that stay.
         module: the whole network with its weights in float32.
         names: names of the checkpoint's parameters in the module.
         groups: each group of channels with the units that stay.
         kept: what stays of every layer that loses something.
-        infos: every layer of the input.
-        output: every file and byte of the output.
         samples: calibration data, where the recipe has it.
         fixed: layers whose channels cannot be removed.
-        warnings: what the user should know.
-        kinds: what the model definition says of the parameters.
     """
 
-    checkpoint: Checkpoint
     recipe: Recipe
     pruner: AnyChannelPruner
     choice: ChannelChoice
@@ -51,12 +42,8 @@ class ChannelPlan:
     names: Mapping[str, str]
     groups: tuple[tuple[ChannelGroup, list[int]], ...]
     kept: Mapping[str, Kept]
-    infos: tuple[LayerInfo, ...]
-    output: Output
     samples: CalibrationBatches | None
     fixed: tuple[Fixed, ...]
-    warnings: tuple[str, ...]
-    kinds: Mapping[str, Kind | None] | None = None
 
     @property
     def settings(self) -> ChannelSettings:
@@ -104,6 +91,4 @@ class ChannelPlan:
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
-        stored = {info.name: info.stored for info in self.infos}
-        summary = summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
-        return replace(summary, survey=tuple(self.choice.survey.measured))
+        return replace(super().summary(), survey=tuple(self.choice.survey.measured))

@@ -72,10 +72,8 @@ def make_plan(
     output = draft.output(kept, edited)
     require_loads(checkpoint, output.config, {name: each.dense for name, each in output.parameters.items()}, {})
     require_space(output)
-    step_of = (checkpoint, recipe, pruner, choice, module, names)
-    plan = ChannelPlan(
-        *step_of, pairs, kept, infos, output, samples, tuple(fixed + unselected), opened.warnings, opened.kinds
-    )
+    step_of = (checkpoint, recipe, output, opened.kinds, infos, opened.warnings)
+    plan = ChannelPlan(*step_of, pruner, choice, module, names, pairs, kept, samples, tuple(fixed + unselected))
     return replace(
         plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint, destination), *output.warnings)
     )

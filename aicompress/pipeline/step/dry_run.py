@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from aicompress.checkpoint import Checkpoint
 from aicompress.pipeline.step.output import Output
-from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow, PlanSummary
 
 
@@ -36,19 +33,3 @@ def summarize(
         notes=checkpoint.foreign.merged,
         at_most=output.entropy_coded,
     )
-
-
-def summarize_rows(
-    output: Output,
-    checkpoint: Checkpoint,
-    rows: Sequence[LayerRow],
-    stored: Mapping[str, str],
-    warnings: tuple[str, ...],
-) -> PlanSummary:
-    """The summary of a plan from the rows its report will have; `stored` names each layer's form in the input."""
-    shown = [
-        PlanRow(r.name, r.kind, r.rule, stored[r.name], r.form, r.detail, r.bytes_before, r.bytes_after)
-        for r in rows
-        if r.method != "-"
-    ]
-    return summarize(output, checkpoint, shown, len(rows) - len(shown), warnings)

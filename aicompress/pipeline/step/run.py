@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -21,6 +20,7 @@ from aicompress.pipeline.step.blocks import Block, put_block
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Mode, Options, Progress
 from aicompress.pipeline.step.output import Output, with_digests
+from aicompress.pipeline.step.plan import StepPlan
 from aicompress.pipeline.step.report import Results, add_report, build_report, written_report
 from aicompress.pipeline.step.sides import side_of
 from aicompress.pipeline.step.storage import entropy_coded_output, sizes
@@ -78,23 +78,7 @@ class StepRun:
     seconds: float = 0.0
 
 
-class WholePlan(Protocol):
-    """A plan whose output the first process writes by itself."""
-
-    @property
-    def checkpoint(self) -> Checkpoint: ...
-
-    @property
-    def kinds(self) -> Mapping[str, Kind | None] | None: ...
-
-    @property
-    def recipe(self) -> Recipe | ExportRecipe: ...
-
-    @property
-    def output(self) -> Output: ...
-
-
-def run_alone(plan: WholePlan, write: Callable[[OpenOutput, Progress], Results], options: Options) -> Report:
+def run_alone(plan: StepPlan, write: Callable[[OpenOutput, Progress], Results], options: Options) -> Report:
     """Write the output of a plan, its report inside; a stopped run starts anew.
 
     Under torchrun the first process does it all; the others return its report.

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.layer import Kind, LayerInfo
+from aicompress.layer import LayerInfo
 from aicompress.methods.structural import AnyPruner
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.output import Destination, Output, arrange
+from aicompress.pipeline.step.plan import StepPlan
 from aicompress.pipeline.structured.axes import planned
 from aicompress.pipeline.structured.choice import UnitChoice
 from aicompress.pipeline.structured.edit import Edit, ParameterChange
@@ -25,33 +25,22 @@ from aicompress.weights import Dense
 
 
 @dataclass(frozen=True)
-class StructurePlan:
+class StructurePlan(StepPlan):
     """A structural step that can be run, or printed.
 
     Attributes:
-        checkpoint: the input.
-        recipe: what to do.
         pruner: the method with explicit parameters.
         choice: the units, and how many of each structure stay.
-        infos: every layer of the input.
         edit: what changes.
-        output: every file and byte of the output.
-        kinds: what the model definition says of the parameters.
         request: how it gets statistics of inputs, where the method reads them.
-        warnings: what the user should know.
         notes: what the user asked for, and the plan has settled.
     """
 
-    checkpoint: Checkpoint
     recipe: Recipe
     pruner: AnyPruner
     choice: UnitChoice[Any, Any]
-    infos: tuple[LayerInfo, ...]
     edit: Edit
-    output: Output
-    kinds: Mapping[str, Kind | None] | None
     request: Request = field(default_factory=Request)
-    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -130,8 +119,7 @@ class StructurePlan:
 
     def summary(self) -> PlanSummary:
         """What a dry run prints; which units stay is left open where the run chooses them."""
-        stored = {info.name: info.stored for info in self.infos}
-        summary = summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
+        summary = super().summary()
         summary = replace(summary, survey=tuple(self.request.survey.measured), notes=(*summary.notes, *self.told))
         if self.choice.decided_by_plan:
             return summary

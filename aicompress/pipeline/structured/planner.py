@@ -87,7 +87,7 @@ def make_plan(
     require_loads(checkpoint, edit.config, _known(choice, edit, output), edit.widths)
     untried = require_reference(choice.unit, pruner.unit, choice.layout.architecture, edit, pruner.config.stack)
     require_space(output)
-    plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
+    plan = StructurePlan(checkpoint, recipe, output, opened.kinds, opened.infos, (), pruner, choice, edit, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
     warnings = [*opened.warnings, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
     warnings += [*([] if pruner.method.counts_tokens else shortened(checkpoint, recipe)), *output.warnings]
