@@ -12,7 +12,7 @@ from aicompress.report import plan as plans
 from aicompress.report import quality, tables
 from aicompress.report.model import Report
 from aicompress.report.plan import PlanSummary
-from aicompress.report.table import Cell, Table, Tone
+from aicompress.report.table import Table, Tone
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,7 @@ def _print(console: Console, content: Table) -> None:
         else:
             grid.add_column(heading, overflow="fold")
     for row in content.rows:
-        grid.add_row(*(_cell(console, row[at]) for at in shown))
+        grid.add_row(*(_text(console, row[at].text, _STYLES[row[at].tone]) for at in shown))
     console.print(grid)
     hidden = [column.title for at, column in enumerate(content.columns) if at not in shown]
     if hidden:
@@ -114,10 +114,6 @@ def _console(file: TextIO | None) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console
-
-
-def _cell(console: Console, cell: Cell) -> Text:
-    return _text(console, cell.text, _STYLES[cell.tone])
 
 
 def _text(console: Console, content: str, style: str = "") -> Text:

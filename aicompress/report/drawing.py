@@ -138,13 +138,9 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["points"] = _points
+    environment.filters["points"] = lambda points: " ".join(f"{_short(x)},{_short(y)}" for x, y in points)
     environment.filters["short"] = _short
     return environment.get_template("drawing.svg")
-
-
-def _points(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{_short(x)},{_short(y)}" for x, y in points)
 
 
 def _short(length: float) -> str:

@@ -70,7 +70,9 @@ def to_html(report: Report) -> str:
         lead=tables.headline(report),
         cards=tuple(_cards(report)),
         alerts=tuple(_alerts(report)),
-        sections=tuple(section for section in _sections(report) if section.plots or section.code or _rows(section)),
+        sections=tuple(
+            each for each in _sections(report) if each.plots or each.code or (each.table and each.table.rows)
+        ),
         footer=f"aicompress {report.tool_version}, report schema {report.schema_version}",
     )
     return _render(page)
@@ -172,10 +174,6 @@ def _sections(report: Report) -> Sequence[PagePanel]:
         PagePanel("Lineage", tables.lineage(report)),
         PagePanel("Environment", tables.environment(report), folded=True),
     )
-
-
-def _rows(section: PagePanel) -> bool:
-    return section.table is not None and bool(section.table.rows)
 
 
 def _render(page: Page) -> str:

@@ -102,9 +102,10 @@ class PlanSummary:
 def layers(plan: PlanSummary) -> Table:
     """The layers that change."""
     headings = ("layer", "kind", "rule", "now", "becomes", "how", "bytes", "bytes then")
-    rows = [
-        (r.name, r.kind, r.rule, r.before, r.after, _detail(r.detail), r.bytes_before, r.bytes_after) for r in plan.rows
-    ]
+    rows = []
+    for r in plan.rows:
+        how = ", ".join(f"{key} {value}" for key, value in r.detail.items())
+        rows.append((r.name, r.kind, r.rule, r.before, r.after, how, r.bytes_before, r.bytes_after))
     return Table.of(f"{len(rows)} layers change, {plan.unchanged} stay as they are", headings, rows)
 
 
@@ -149,7 +150,3 @@ def layout(plan: PlanSummary) -> str:
 def method(plan: PlanSummary) -> str:
     """The method with every parameter, presets expanded."""
     return ", ".join(f"{key}: {value}" for key, value in plan.method.items() if value is not None)
-
-
-def _detail(detail: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in detail.items())

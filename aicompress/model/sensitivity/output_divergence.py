@@ -23,6 +23,7 @@ from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.walk import Batch
 from aicompress.model.loading.definitions.config import configurations
 from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.sensitivity.loss import logits_of
 
 BROKEN = 1e6  # the loss of outputs that are no numbers: more than any that are
 LOWEST = -1e30  # stands for logits of minus infinity, of tokens that a model never gives
@@ -270,10 +271,8 @@ def output_of(result: Any) -> tuple[Tensor, bool]:
 
     Logits where it names them, else its last hidden state; a bare module's one tensor stands for logits.
     """
-    if isinstance(result, Tensor):
-        return result, True
-    logits = getattr(result, "logits", None)
-    if isinstance(logits, Tensor):
+    logits = logits_of(result)
+    if logits is not None:
         return logits, True
     states = getattr(result, "last_hidden_state", None)
     return (states if isinstance(states, Tensor) else _leading(result)), False

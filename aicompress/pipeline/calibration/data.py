@@ -149,7 +149,7 @@ def _sample_sets(
             texts, labels, source = labelled(data, seed, class_names(model), DEFAULT_SAMPLES)
         else:
             texts, source = sentences(data, seed, DEFAULT_SAMPLES)
-        yield SampleSet(len(texts), partial(_texts, texts, tokenizer, shorter), source, labels)
+        yield SampleSet(len(texts), lambda step: list(batches(texts, tokenizer, step, shorter)), source, labels)
     if data.drawn is not None:
         ids, source = drawn_windows(tokenizer, data.drawn, shorter, seed, (data.bos or not predicts, not predicts))
         split = partial(_windows, model, ids) if predicts else partial(_drawn_texts, ids)
@@ -170,10 +170,6 @@ def _of_arrays(checkpoint: Checkpoint, model: Any, data: Calibration, seed: int)
 
 def _windows(model: Any, windows: Tensor, step: int) -> Batches:
     return [_language(model, windows[at : at + step]) for at in range(0, len(windows), step)]
-
-
-def _texts(texts: list[str], tokenizer: Any, length: int, step: int) -> Batches:
-    return list(batches(texts, tokenizer, step, length))
 
 
 def _drawn_texts(ids: Tensor, step: int) -> Batches:

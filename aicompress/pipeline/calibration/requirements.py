@@ -79,7 +79,8 @@ def problems(
     elif len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]
         refusals.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
-    refusals += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
+    for path in (path for path in request.stats if path.suffix != ".safetensors"):
+        refusals.append(Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so"))
     if recipe.calibration is None:
         hint = "add a calibration: section to the recipe, such as `calibration: {drawn: 128}`, which needs no data"
         hint += "" if searches else "; or give --stats with a file of statistics"
@@ -102,10 +103,6 @@ def _is_unseen(checkpoint: Checkpoint, info: LayerInfo) -> bool:
     """Whether statistics of the parameter's inputs say nothing of this part's."""
     outline = checkpoint.outline(info.tensor) if info.part else None
     return outline is not None and not outline.is_product
-
-
-def _name_problem(path: Path) -> CompressError:
-    return Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
 
 
 def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[LayerPlan]) -> list[CompressError]:

@@ -30,7 +30,7 @@ from aicompress.pipeline.channels.selection import CalibrationBatches, ChannelCh
 from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
 from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.opening import opened_input
-from aicompress.pipeline.step.output import Destination, Planned, lineage_step
+from aicompress.pipeline.step.output import Destination, lineage_step
 from aicompress.recipe import Recipe, Select
 from aicompress.selection import select
 
@@ -164,12 +164,8 @@ def _warnings(plan: ChannelPlan) -> Iterator[str]:
     fixed = [f"{one.name}: {one.reason}" for one in plan.fixed if one.reason != OUTPUT]
     if fixed:
         yield f"layers that keep all their channels: {'; '.join(fixed[:3])}" + ("; ..." if len(fixed) > 3 else "")
-    decoded = [name for name, p in plan.output.parameters.items() if _is_decoded(plan.checkpoint, name, p)]
-    yield from decoding(decoded)
+    coded = plan.checkpoint.manifest.entries
+    yield from decoding([name for name, p in plan.output.parameters.items() if name in coded and p.weight is None])
     norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in plan.module.modules())
     if plan.kept and norms and not plan.recalibrates:
         yield "the statistics of batch norms are those of the whole network: calibration data would estimate them anew"
-
-
-def _is_decoded(checkpoint: Checkpoint, name: str, planned: Planned) -> bool:
-    return name in checkpoint.manifest.entries and planned.weight is None

@@ -68,8 +68,9 @@ def selected(module: nn.Module, groups: list[ChannelGroup], chosen: set[str]) ->
     """Groups all of whose layers are selected; `chosen` are names of weights in the module."""
     whole: list[ChannelGroup] = []
     fixed: list[Fixed] = []
+    matrices = {name for name, parameter in module.named_parameters() if parameter.ndim > 1}
     for group in groups:
-        makers = [m for m in group.members if m.side != "in" and f"{m.path}.weight" in _matrices(module)]
+        makers = [m for m in group.members if m.side != "in" and f"{m.path}.weight" in matrices]
         strangers = [member.path for member in makers if f"{member.path}.weight" not in chosen]
         if strangers:
             reason = "not selected" if strangers[0] == group.name else f"its channels are also those of {strangers[0]}"
@@ -79,10 +80,6 @@ def selected(module: nn.Module, groups: list[ChannelGroup], chosen: set[str]) ->
     if not whole:
         raise RecipeError("select: no group of channels is selected as a whole", "widen it")
     return whole, fixed
-
-
-def _matrices(module: nn.Module) -> set[str]:
-    return {name for name, parameter in module.named_parameters() if parameter.ndim > 1}
 
 
 @dataclass(frozen=True)

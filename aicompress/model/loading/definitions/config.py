@@ -47,7 +47,10 @@ def most_positions(module: nn.Module) -> int | None:
     if limit is None:
         return None
     tables = (each for name, each in module.named_modules() if "position" in name and _rows(each) == limit)
-    return min((limit - padding - 1 for each in tables if (padding := _padding(each)) is not None), default=limit)
+    return min(
+        (limit - padding - 1 for each in tables if (padding := getattr(each, "padding_idx", None)) is not None),
+        default=limit,
+    )
 
 
 def _rows(module: nn.Module) -> int | None:
@@ -55,10 +58,6 @@ def _rows(module: nn.Module) -> int | None:
     shape = getattr(getattr(module, "weight", None), "shape", ())  # a weight on a kernel has a shape and no length
     rows: int | None = getattr(module, "num_embeddings", None)
     return rows or (shape[0] if shape else None)
-
-
-def _padding(module: nn.Module) -> int | None:
-    return getattr(module, "padding_idx", None)
 
 
 def class_names(module: nn.Module | None) -> list[str]:

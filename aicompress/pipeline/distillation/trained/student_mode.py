@@ -103,10 +103,6 @@ def keeps_zeros(training: Training, student: Checkpoint, mode: Mode[ModeConfig])
     """Whether weights that are zero stay zero: as the mode or the recipe says, or where an earlier step pruned."""
     if mode.keeps_zeros or isinstance(training.keep_zeros, bool):
         return mode.keeps_zeros or training.keep_zeros is True
-    return _pruned(student)
-
-
-def _pruned(student: Checkpoint) -> bool:
     return any(step.get("command") == "prune" for step in student.manifest.lineage)
 
 
