@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aicompress.errors import RecipeError, first_line
 from aicompress.model.channels.graph import forward
 from aicompress.pipeline.step.models import running_model as running
-from aicompress.pipeline.step.models.accepted_inputs import shaped
+from aicompress.pipeline.step.models.accepted_inputs import as_taken
 
 EXAMPLES = 2  # samples of a trial
 _SIDES = (32, 28, 224, 64, 96, 128, 256, 299, 384, 512, *range(1, 64))  # of images, in the order of a guess
@@ -44,12 +44,6 @@ def example(module: nn.Module, first: Any | None, shape: tuple[int, ...] | None)
         if _refusal(module, given) is None:
             return given
     raise RecipeError("nothing says what the network takes", "give method.input_shape, or calibration data")
-
-
-def as_taken(module: nn.Module, inputs: Tensor) -> Any:
-    """Arrays as the network takes them: for a transformers model under its name, with an axis for one channel."""
-    named = getattr(module, "main_input_name", None)
-    return inputs if named is None else {named: shaped(named, inputs)}
 
 
 def _guesses(module: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -23,12 +23,13 @@ from aicompress.model.channels.cut import kept_places
 from aicompress.model.channels.graph import OUTPUT
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.pipeline.calibration.request import Request, StepInput, module_of
-from aicompress.pipeline.channels.example_inputs import as_taken
+from aicompress.pipeline.channels.example_inputs import example
 from aicompress.pipeline.channels.narrowing import FIELDS, HINT, Draft
 from aicompress.pipeline.channels.plan import ChannelPlan
-from aicompress.pipeline.channels.selection import CalibrationBatches, ChannelChoice, example_of, selected, traced
+from aicompress.pipeline.channels.selection import CalibrationBatches, ChannelChoice, selected, traced
 from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
 from aicompress.pipeline.step.input import Adapted
+from aicompress.pipeline.step.models.accepted_inputs import as_taken
 from aicompress.pipeline.step.opening import opened_input
 from aicompress.pipeline.step.output import Destination, lineage_step
 from aicompress.recipe import Recipe, Select
@@ -59,7 +60,7 @@ def make_plan(
     require_writable(destination.path)
     module, names = _loaded(given)
     samples = _samples(recipe, module)
-    inputs = example_of(module, samples, pruner.settings.input_shape)
+    inputs = example(module, samples and samples.batches[0][0], pruner.settings.input_shape)
     groups, fixed = traced(module, inputs, str(checkpoint.path))
     request.survey.ran(f"dependencies of the channels of {len(groups)} groups")
     groups, unselected = selected(module, groups, {names[info.tensor] for info in chosen})

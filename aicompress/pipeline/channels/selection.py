@@ -59,11 +59,6 @@ def traced(module: nn.Module, inputs: Any, place: str) -> tuple[list[ChannelGrou
     return groups, fixed
 
 
-def example_of(module: nn.Module, samples: CalibrationBatches | None, shape: tuple[int, ...] | None) -> Any:
-    """Inputs of one forward pass: of the calibration data, where there is any."""
-    return example(module, None if samples is None else samples.batches[0][0], shape)
-
-
 def selected(module: nn.Module, groups: list[ChannelGroup], chosen: set[str]) -> tuple[list[ChannelGroup], list[Fixed]]:
     """Groups all of whose layers are selected; `chosen` are names of weights in the module."""
     whole: list[ChannelGroup] = []
@@ -170,7 +165,8 @@ class ChannelChoice:
     def _timed(self, channels: Sequence[Channels]) -> KeptUnits:
         """A choice within a limit of forward time, which is measured."""
         settings = self.pruner.settings
-        speed = Speed(self.draft.module, example_of(self.draft.module, self.samples, settings.input_shape))
+        first = self.samples and self.samples.batches[0][0]
+        speed = Speed(self.draft.module, example(self.draft.module, first, settings.input_shape))
 
         def measure(progress: Progress) -> dict[str, Tensor]:
             progress("network", 0, 1)

@@ -13,6 +13,7 @@ from aicompress.errors import CheckpointError, RecipeError
 from aicompress.measure import Counted
 from aicompress.metrics.outputs import ClassLogits, ModelOutputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
 from aicompress.model.blocks.input_errors import input_errors_refused
+from aicompress.model.channels.graph import forward
 from aicompress.pipeline.evaluation.samples import (
     AnyMetric,
     Labelled,
@@ -26,8 +27,8 @@ from aicompress.pipeline.evaluation.samples import (
     require_tokens,
 )
 from aicompress.pipeline.evaluation.sequences import Sequences, encodes
-from aicompress.pipeline.step.models.accepted_inputs import shaped
-from aicompress.pipeline.step.models.running_model import Inputs, Running, encoder
+from aicompress.pipeline.step.models.accepted_inputs import as_taken
+from aicompress.pipeline.step.models.running_model import Inputs, Running, encoder, placed
 from aicompress.pipeline.step.options import Progress
 from aicompress.recipe.evaluation import EvalRecipe
 
@@ -137,16 +138,11 @@ def _language_model(model: Running, metric: str) -> Callable[[Sequences], Tensor
 def _classifier(model: nn.Module, metric: str) -> Callable[[Inputs], Tensor]:
     """Make a function of a classifier, of transformers or called on arrays: inputs -> logits (batch, classes)."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    named = getattr(model, "main_input_name", None)
 
     def run(inputs: Inputs) -> Tensor:
+        given = inputs if isinstance(inputs, dict) else as_taken(model, inputs)
         with input_errors_refused("evaluation inputs"):
-            if isinstance(inputs, dict):
-                output = model(**{name: value.to(device) for name, value in inputs.items()})
-            elif named is not None:
-                output = model(**{named: shaped(named, inputs).to(device)})
-            else:
-                output = model(inputs.to(device))
+            output = forward(model, placed(given, device))
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if logits is None:
             raise CheckpointError(f"{type(model).__name__} gives no logits", f"{metric} is measured on classifiers")

@@ -13,7 +13,7 @@ from aicompress.data import Data
 from aicompress.errors import CompressError, RecipeError, first_line
 from aicompress.model.loading.definitions.config import batched_experts, most_positions
 from aicompress.model.loading.definitions.definition import without_initialization
-from aicompress.pipeline.step.models.running_model import example
+from aicompress.pipeline.step.models.running_model import Inputs, example
 
 TOKENS, IMAGES = "input_ids", "pixel_values"
 NAMES = {TOKENS: "token ids", IMAGES: "images"}
@@ -157,6 +157,12 @@ def _example(module: Any) -> dict[str, Tensor]:
 def shaped(name: str, tensor: Tensor) -> Tensor:
     """Arrays as a model takes them: images of one channel get that dimension."""
     return tensor[:, None] if name == IMAGES and tensor.ndim == 3 else tensor
+
+
+def as_taken(module: nn.Module, inputs: Tensor) -> Inputs:
+    """Arrays as a module takes them: a model of transformers under its name for them."""
+    named = getattr(module, "main_input_name", None)
+    return inputs if named is None else {named: shaped(named, inputs)}
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data, Tokenizer, arrays, batches
 from aicompress.errors import CheckpointError
+from aicompress.model.channels.graph import forward
 from aicompress.model.loading.definitions.config import most_positions
 from aicompress.model.loading.pooling import Pooling
 from aicompress.pipeline.step.input import Adapted
@@ -180,16 +181,19 @@ def _tokens(module: nn.Module, batch: int, length: int) -> dict[str, Tensor]:
     return {**tokens, "decoder_input_ids": ids} if getattr(model_config, "is_encoder_decoder", False) else tokens
 
 
+def placed(inputs: Inputs, device: torch.device) -> Inputs:
+    """Inputs on a device."""
+    return inputs.to(device) if isinstance(inputs, Tensor) else {name: part.to(device) for name, part in inputs.items()}
+
+
 def forward_call(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
     """A forward pass on fixed inputs, to be timed."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    moved: Inputs = (
-        inputs.to(device) if isinstance(inputs, Tensor) else {name: part.to(device) for name, part in inputs.items()}
-    )
+    moved = placed(inputs, device)
 
     @torch.inference_mode()
     def run() -> object:
-        output = module(**moved) if isinstance(moved, dict) else module(moved)
+        output = forward(module, moved)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return output
