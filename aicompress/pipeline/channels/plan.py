@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from aicompress.layer import LayerInfo
-from aicompress.methods.channels import AnyChannelPruner, ChannelSettings
+from aicompress.methods.channels import ChannelSettings
 from aicompress.model.channels.cut import Kept, kept_places
 from aicompress.model.channels.graph import ChannelGroup, Fixed
-from aicompress.pipeline.channels.selection import CalibrationBatches, ChannelChoice
+from aicompress.pipeline.channels.selection import ChannelChoice
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.plan import StepPlan
 from aicompress.recipe import Recipe
@@ -25,41 +23,33 @@ class ChannelPlan(StepPlan):
     """A removal of channels that can be run, or printed.
 
     Attributes:
-        pruner: the method with its parameters.
-        choice: chooses the channels that stay.
-        module: the whole network with its weights in float32.
-        names: names of the checkpoint's parameters in the module.
+        choice: chooses the channels that stay, of a network with its weights in float32.
         groups: each group of channels with the units that stay.
         kept: what stays of every layer that loses something.
-        samples: calibration data, where the recipe has it.
         fixed: layers whose channels cannot be removed.
     """
 
     recipe: Recipe
-    pruner: AnyChannelPruner
     choice: ChannelChoice
-    module: nn.Module
-    names: Mapping[str, str]
     groups: tuple[tuple[ChannelGroup, list[int]], ...]
     kept: Mapping[str, Kept]
-    samples: CalibrationBatches | None
     fixed: tuple[Fixed, ...]
 
     @property
     def settings(self) -> ChannelSettings:
         """What the method asks of the driver."""
-        return self.pruner.settings
+        return self.choice.pruner.settings
 
     @property
     def refits(self) -> bool:
         """Whether the layers that lost inputs are fitted to what they gave."""
-        return self.samples is not None if self.settings.refit is None else self.settings.refit
+        return self.choice.samples is not None if self.settings.refit is None else self.settings.refit
 
     @property
     def recalibrates(self) -> bool:
         """Whether the statistics of batch norms are estimated anew."""
         given = self.settings.recalibrate_norms
-        return self.samples is not None if given is None else given
+        return self.choice.samples is not None if given is None else given
 
     def decided(self, progress: Progress) -> ChannelPlan:
         """The plan with the channels that stay, where the run is left to choose them: no byte count changes."""
@@ -67,7 +57,7 @@ class ChannelPlan(StepPlan):
             return self
         units = self.choice.chosen([len(units) for _, units in self.groups], progress)
         groups = tuple((group, kept) for (group, _), kept in zip(self.groups, units, strict=True))
-        return replace(self, groups=groups, kept=kept_places(self.module, groups))
+        return replace(self, groups=groups, kept=kept_places(self.choice.draft.module, groups))
 
     def rows(self, seconds: Mapping[str, float] | None = None) -> tuple[LayerRow, ...]:
         """A row for each layer of the input."""
@@ -75,7 +65,7 @@ class ChannelPlan(StepPlan):
 
     def _row(self, info: LayerInfo, seconds: float) -> LayerRow:
         planned = self.output.parameters[info.tensor]
-        path = self.names[info.tensor].rpartition(".")[0]
+        path = self.choice.draft.names[info.tensor].rpartition(".")[0]
         size = self.output.nbytes(info.tensor, info.part)
         form = Dense.form if planned.weight is None else planned.weight.form
         reason = next((one.reason for one in self.fixed if one.name == path), "left as it is")
@@ -86,7 +76,7 @@ class ChannelPlan(StepPlan):
         detail = {side: f"{new[side]} of {old[side]}" for side in old if new[side] != old[side]}
         decoded = info.outline is not None and planned.weight is None
         note = "its form cannot hold the cut: decoded" if decoded else ""
-        name = self.pruner.method.name
+        name = self.choice.pruner.method.name
         return LayerRow(info.name, info.kind, "method", name, form, detail, info.nbytes, size, None, seconds, note)
 
     def summary(self) -> PlanSummary:

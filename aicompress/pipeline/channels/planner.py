@@ -74,7 +74,7 @@ def make_plan(
     require_loads(checkpoint, output.config, {name: each.dense for name, each in output.parameters.items()}, {})
     require_space(output)
     step_of = (checkpoint, recipe, output, opened.kinds, infos, opened.warnings)
-    plan = ChannelPlan(*step_of, pruner, choice, module, names, pairs, kept, samples, tuple(fixed + unselected))
+    plan = ChannelPlan(*step_of, choice, pairs, kept, tuple(fixed + unselected))
     return replace(
         plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint, destination), *output.warnings)
     )
@@ -167,6 +167,6 @@ def _warnings(plan: ChannelPlan) -> Iterator[str]:
         yield f"layers that keep all their channels: {'; '.join(fixed[:3])}" + ("; ..." if len(fixed) > 3 else "")
     coded = plan.checkpoint.manifest.entries
     yield from decoding([name for name, p in plan.output.parameters.items() if name in coded and p.weight is None])
-    norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in plan.module.modules())
+    norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in plan.choice.draft.module.modules())
     if plan.kept and norms and not plan.recalibrates:
         yield "the statistics of batch norms are those of the whole network: calibration data would estimate them anew"

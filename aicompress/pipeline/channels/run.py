@@ -37,20 +37,22 @@ def _write(plan: ChannelPlan, opened: OpenOutput, progress: Progress) -> Results
     plan = plan.decided(progress)
     fitted = _fitted(plan, progress)
     seconds = write_all(plan.output, opened.writer, lambda name: [(_value(plan, name, fitted), None)], progress)
-    calibration = {} if plan.samples is None else record_of_data([plan.samples.source], 1)
+    calibration = {} if plan.choice.samples is None else record_of_data([plan.choice.samples.source], 1)
     return Results(plan.rows(seconds), plan.warnings, calibration=calibration)
 
 
 def _fitted(plan: ChannelPlan, progress: Progress) -> dict[str, Tensor]:
     """New values of the parameters and buffers that are fitted to the calibration data."""
-    if plan.samples is None or not plan.kept or not (plan.refits or plan.recalibrates):
+    if plan.choice.samples is None or not plan.kept or not (plan.refits or plan.recalibrates):
         return {}
-    small: nn.Module = copy.deepcopy(plan.module)
+    small: nn.Module = copy.deepcopy(plan.choice.draft.module)
     cut_module(small, plan.kept)
-    coded = {plan.names[name] for name, planned in plan.output.parameters.items() if planned.weight is not None}
+    coded = {
+        plan.choice.draft.names[name] for name, planned in plan.output.parameters.items() if planned.weight is not None
+    }
     plain = {path: kept for path, kept in plan.kept.items() if f"{path}.weight" not in coded}
-    batches = [inputs for inputs, _ in plan.samples.batches]
-    job = Repair(plan.module, small, plain, batches, plan.refits, plan.recalibrates, plan.settings.damping)
+    batches = [inputs for inputs, _ in plan.choice.samples.batches]
+    job = Repair(plan.choice.draft.module, small, plain, batches, plan.refits, plan.recalibrates, plan.settings.damping)
     changed = repair(job, lambda done, total: progress(f"layer {done} of {total}", done, total))
     values: dict[str, Tensor] = {}
     for path in changed:
@@ -64,14 +66,14 @@ def _fitted(plan: ChannelPlan, progress: Progress) -> dict[str, Tensor]:
 def _value(plan: ChannelPlan, name: str, fitted: dict[str, Tensor]) -> Tensor | Weight:
     """One parameter of the output: fitted, cut in the form it has, or as it was."""
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
-    target = plan.names[name]
+    target = plan.choice.draft.names[name]
     path, _, leaf = target.rpartition(".")
     kept = plan.kept.get(path)
     if planned.weight is not None:
         weight = checkpoint.weight(name)
         if kept is None:
             return weight
-        small = narrowed(weight, plan.module.get_submodule(path), kept)
+        small = narrowed(weight, plan.choice.draft.module.get_submodule(path), kept)
         assert small is not None  # the plan made the same cut in its outline
         return small
     if target in fitted:
@@ -84,6 +86,6 @@ def _value(plan: ChannelPlan, name: str, fitted: dict[str, Tensor]) -> Tensor | 
     else:
         tensor = checkpoint.dense(name)
         if kept is not None:
-            tensor = cut_layer(plan.module.get_submodule(path), leaf, tensor, kept)
+            tensor = cut_layer(plan.choice.draft.module.get_submodule(path), leaf, tensor, kept)
     require_finite(tensor, name, checkpoint.path)
     return tensor.contiguous()

@@ -178,7 +178,7 @@ def _cut(
 
 def _told(plan: StructurePlan) -> list[str]:
     """What a cut leaves: which blocks went, or how many units of each layer stay."""
-    edit, units = plan.edit, plan.pruner.unit.plural
+    edit, units = plan.edit, plan.choice.pruner.unit.plural
     sizes = [f"{size} of {whole.size}" for whole, size in zip(edit.structures, edit.sizes, strict=True)]
     return [f"student: {note}" for note in edit.notes] or [f"student: {units} {', '.join(dict.fromkeys(sizes))}"]
 

@@ -15,61 +15,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint import Checkpoint
 from aicompress.errors import raise_all
 from aicompress.methods.budget import least_loss
 from aicompress.methods.structural import AnyPruner, Losses, Structure
 from aicompress.model.blocks.walk import Visitor
 from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import differentiate
-from aicompress.pipeline.calibration.request import MIN_ROWS, Request, Step, StepInput
+from aicompress.pipeline.calibration.request import MIN_ROWS, Step, StepInput
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.step.workers import processes
 from aicompress.pipeline.structured.reading import Importances, factor_problems, layers_of
-from aicompress.recipe import Recipe
 from aicompress.statistics import InputStats
 
 
 @dataclass(frozen=True)
-class Allocation:
-    """What each structure keeps.
-
-    Attributes:
-        structures: with their units' importance, where it was measured.
-        sizes: how many units of each stay.
-        record: the record of the calibration data.
-    """
-
-    structures: tuple[Structure, ...]
-    sizes: tuple[int, ...]
-    record: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Allocator:
+class Allocator(StepInput):
     """Shares out units between the structures of a checkpoint.
 
     Attributes:
-        checkpoint, recipe, request: of the step.
         pruner: the method with its parameters.
         losses: what structures lose with fewer units.
     """
 
-    checkpoint: Checkpoint
-    recipe: Recipe
-    request: Request
     pruner: AnyPruner
     losses: Losses
 
-    def allocate(self, structures: Sequence[Structure], sizes: Sequence[int]) -> Allocation:
+    def allocate(
+        self, structures: Sequence[Structure], sizes: Sequence[int]
+    ) -> tuple[tuple[Structure, ...], tuple[int, ...], Mapping[str, Any]]:
         """Share out as many parameters as these sizes have.
 
         Args:
             structures: all of one kind.
             sizes: those that they would have if no losses were measured.
+
+        Returns:
+            The structures with their units' importance, where it was measured; how many units of each stay; and the
+            record of the calibration data.
 
         Raises:
             Refused: or Problems, what is missing.
@@ -90,7 +75,7 @@ class Allocator:
         chosen = tuple(row[pick] for row, pick in zip(tried, picks, strict=True))
         known = {number: measured.tensors.get(f"importance.{number}") for number in range(len(structures))}
         judged = tuple(dataclasses.replace(each, importance=known[number]) for number, each in enumerate(structures))
-        return Allocation(judged, chosen, measured.record)
+        return judged, chosen, measured.record
 
     def _require(self, tensors: Sequence[str]) -> None:
         """Nothing that the losses read is missing.
@@ -102,7 +87,7 @@ class Allocator:
             return
         infos = layers_of(self.checkpoint, tensors)
         layers = [LayerPlan(info, self.pruner.config) for info in infos]
-        direct = StepInput(self.checkpoint, self.recipe, dataclasses.replace(self.request, stats=()))
+        direct = dataclasses.replace(self, request=dataclasses.replace(self.request, stats=()))
         missing = requirements.problems(direct, self.pruner.method, layers)
         raise_all([*(factor_problems(infos) if "gradients" in self.losses.statistics else []), *missing])
 

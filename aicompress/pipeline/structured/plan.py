@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
-from aicompress.methods.structural import AnyPruner
-from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.output import Destination, Output, arrange
@@ -29,18 +27,14 @@ class StructurePlan(StepPlan):
     """A structural step that can be run, or printed.
 
     Attributes:
-        pruner: the method with explicit parameters.
-        choice: the units, and how many of each structure stay.
+        choice: the units, and how many of each structure stay by the method with explicit parameters.
         edit: what changes.
-        request: how it gets statistics of inputs, where the method reads them.
         notes: what the user asked for, and the plan has settled.
     """
 
     recipe: Recipe
-    pruner: AnyPruner
     choice: UnitChoice[Any, Any]
     edit: Edit
-    request: Request = field(default_factory=Request)
     notes: tuple[str, ...] = ()
 
     @property
@@ -55,13 +49,13 @@ class StructurePlan(StepPlan):
         if not changed:
             return frozenset()
         known = all(structure.importance is not None for structure in changed)  # measured while it was planned
-        return self.choice.unit.needs(self.pruner.reads) - ({"gradients"} if known else set())
+        return self.choice.unit.needs(self.choice.pruner.reads) - ({"gradients"} if known else set())
 
     @property
     def reading(self) -> Reading:
         """What the run reads of the running model."""
-        step = (self.checkpoint, self.recipe, self.request, self.layers)
-        return Reading(*step, self.output, self.edit, self.needs, self.pruner.compares)
+        step = (self.checkpoint, self.recipe, self.choice.request, self.layers)
+        return Reading(*step, self.output, self.edit, self.needs, self.choice.pruner.compares)
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
@@ -69,7 +63,7 @@ class StructurePlan(StepPlan):
         changed = (self.edit.structures[number] for number in self.edit.changed)
         tensors = {part.tensor for structure in changed for part in structure.parts}
         return tuple(
-            LayerPlan(info, self.pruner.config)
+            LayerPlan(info, self.choice.pruner.config)
             for info in self.infos
             if info.tensor in tensors and info.kind != "experts"
         )
@@ -90,7 +84,7 @@ class StructurePlan(StepPlan):
         return tuple(self._row(info, made.get(info.tensor), took.get(info.tensor, 0.0)) for info in self.infos)
 
     def _row(self, info: LayerInfo, made: tuple[str, ParameterChange] | None, seconds: float) -> LayerRow:
-        method = self.pruner.method.name
+        method = self.choice.pruner.method.name
         if made is None:
             return LayerRow(info.name, info.kind, "method", method, "dropped", {}, info.nbytes, 0, None, seconds)
         name, change = made
@@ -120,7 +114,9 @@ class StructurePlan(StepPlan):
     def summary(self) -> PlanSummary:
         """What a dry run prints; which units stay is left open where the run chooses them."""
         summary = super().summary()
-        summary = replace(summary, survey=tuple(self.request.survey.measured), notes=(*summary.notes, *self.told))
+        summary = replace(
+            summary, survey=tuple(self.choice.request.survey.measured), notes=(*summary.notes, *self.told)
+        )
         if self.choice.decided_by_plan:
             return summary
         return self._left_open(summary)
@@ -135,7 +131,7 @@ class StructurePlan(StepPlan):
         }
         open_names = {info.name for info in self.infos if info.tensor in numbered}
         rows = [row for row in summary.rows if row.name not in open_names]
-        unit = self.pruner.unit.plural
+        unit = self.choice.pruner.unit.plural
         told = [
             f"{structure.name}: the run chooses the {size} of {structure.size} {unit} that stay"
             for structure, size in zip(self.edit.structures, self.edit.sizes, strict=True)

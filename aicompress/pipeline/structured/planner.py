@@ -87,7 +87,7 @@ def make_plan(
     require_loads(checkpoint, edit.config, _known(choice, edit, output), edit.widths)
     untried = require_reference(choice.unit, pruner.unit, choice.layout.architecture, edit, pruner.config.stack)
     require_space(output)
-    plan = StructurePlan(checkpoint, recipe, output, opened.kinds, opened.infos, (), pruner, choice, edit, request)
+    plan = StructurePlan(checkpoint, recipe, output, opened.kinds, opened.infos, (), choice, edit)
     decoded = [name for name in output.parameters if plan.decoded(name)]
     warnings = [*opened.warnings, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
     warnings += [*([] if pruner.method.counts_tokens else shortened(checkpoint, recipe)), *output.warnings]
@@ -154,9 +154,9 @@ def _choice(opened: OpenedInput, recipe: Recipe, pruner: AnyPruner, request: Req
     if pruner.losses is None:
         return UnitChoice(checkpoint, recipe, request, pruner, unit, layout, tuple(sizes), record)
     allocator = Allocator(checkpoint, recipe, request, pruner, pruner.losses)
-    allocation = allocator.allocate(layout.structures, sizes)
-    layout = replace(layout, structures=allocation.structures)
-    return UnitChoice(checkpoint, recipe, request, pruner, unit, layout, allocation.sizes, allocation.record)
+    structures, chosen, record = allocator.allocate(layout.structures, sizes)
+    layout = replace(layout, structures=structures)
+    return UnitChoice(checkpoint, recipe, request, pruner, unit, layout, chosen, record)
 
 
 def _require_uniform(checkpoint: Checkpoint) -> None:

@@ -44,7 +44,7 @@ def run(plan: StructurePlan, options: Options | None = None) -> Report:
 
 def _write(plan: StructurePlan, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
     """Choose the units that stay where the plan has not, and write every parameter."""
-    work = Cutting(plan.checkpoint, plan.edit, plan.output, plan.pruner, opened.writer, progress)
+    work = Cutting(plan.checkpoint, plan.edit, plan.output, plan.choice.pruner, opened.writer, progress)
     calibration = dict(plan.edit.calibration)
     if plan.needs:
         calibration = plan.choice.unit.choose(plan.reading, work, team, opened.input_digests)
