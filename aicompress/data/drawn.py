@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,23 +23,11 @@ from aicompress.errors import CheckpointError
 OFFSET = 30  # of a rank: the most frequent tokens of text are less far apart than 1 / rank says
 
 
-@dataclass(frozen=True)
-class Frequencies:
-    """How often each token is drawn.
-
-    Attributes:
-        ids: (tokens,) those that can be drawn.
-        weights: (tokens,) float64, positive; their sum does not matter.
-        origin: what they follow from, in words.
-    """
-
-    ids: Tensor
-    weights: Tensor
-    origin: str
-
-
-def frequencies(tokenizer: Tokenizer) -> Frequencies:
+def frequencies(tokenizer: Tokenizer) -> tuple[Tensor, Tensor, str]:
     """What a tokenizer's vocabulary says of the frequency of its tokens; added and special ones are left out.
+
+    Returns:
+        (tokens,) those that can be drawn; (tokens,) float64 how often, up to a factor; what that follows from.
 
     Raises:
         CheckpointError: it has no tokens that could be drawn.
@@ -60,7 +47,7 @@ def frequencies(tokenizer: Tokenizer) -> Frequencies:
     if not by_id:
         raise CheckpointError("the tokenizer's vocabulary holds no tokens to draw from", "give text instead of `drawn`")
     ids = sorted(by_id)
-    return Frequencies(torch.tensor(ids), torch.tensor([by_id[i] for i in ids], dtype=torch.float64), origin)
+    return torch.tensor(ids), torch.tensor([by_id[i] for i in ids], dtype=torch.float64), origin
 
 
 def _merge_ranks(model: Mapping[str, Any]) -> dict[int, int]:
@@ -106,13 +93,13 @@ def drawn_windows(
         CheckpointError: there is no tokenizer, or nothing to draw from.
     """
     tokenizer = needed(tokenizer)
-    known = frequencies(tokenizer)
+    tokens, weights, origin = frequencies(tokenizer)
     before, after = (part if wanted else [] for part, wanted in zip(surrounding(tokenizer), ends, strict=True))
     inner = max(1, length - len(before) - len(after))
     generator = torch.Generator().manual_seed(seed)
-    picked = torch.multinomial(known.weights, samples * inner, replacement=True, generator=generator)
-    ids = known.ids[picked].view(samples, inner)
+    picked = torch.multinomial(weights, samples * inner, replacement=True, generator=generator)
+    ids = tokens[picked].view(samples, inner)
     first, last = (torch.tensor(part, dtype=torch.int64).expand(samples, -1) for part in (before, after))
     bos = " ".join(tokenizer.convert_ids_to_tokens(before))
-    source = SampleSource("drawn", f"{known.origin} of the tokenizer", "", 0, samples, samples, seed, bos=bos)
+    source = SampleSource("drawn", f"{origin} of the tokenizer", "", 0, samples, samples, seed, bos=bos)
     return torch.cat([first, ids, last], dim=1), source

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.header import read_header
+from aicompress.checkpoint.packed.folder import everything
+from aicompress.checkpoint.packed.reader import OpenedPackedFile, is_packed
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
 from aicompress.disk import report_path
 from aicompress.errors import CheckpointError, CompressError, Unsupported, listed
 from aicompress.model.loading.mismatches import misfits_of
-from aicompress.pipeline.packing.unpack import check_packed, packed_files
+from aicompress.pipeline.packing.coding import unpack_file
 from aicompress.report.model import Report
 from aicompress.weights.coding.rows import row_slices
 
@@ -65,7 +68,7 @@ def verify(source: str | Path) -> Verification:
         CheckpointError: there is no checkpoint at all.
     """
     if packed := packed_files(source):
-        return _of_packed(str(source), packed)
+        return check_packed(str(source), packed)
     located = locate(source)
     findings = _Findings([], [], [])
     names = tuple(file.name for file in located.files)
@@ -98,12 +101,42 @@ def verify(source: str | Path) -> Verification:
     )  # fmt: skip
 
 
-def _of_packed(path: str, packed: Sequence[Path]) -> Verification:
-    """Unpack every file to nowhere, and compare its digest."""
-    checked = check_packed(packed)
-    names = tuple(file.name for file in packed)
-    checks = (f"sha256 of {checked.files} unpacked file{'s' if checked.files != 1 else ''}",) if checked.files else ()
-    return Verification(path, names, checked.tensors, checked.tensors, checked.problems, checks, checked.notes)
+def packed_files(source: str | Path) -> tuple[Path, ...]:
+    """All weight files of a checkpoint that is packed, or of several in one folder; none of one that is not."""
+    with suppress(CheckpointError):  # shards that the index has other names for, or several checkpoints
+        if not all(map(_is_packed, locate(source).files)):
+            return ()
+    with suppress(CheckpointError):
+        return tuple(file for file in everything(source).files if _is_packed(file))
+    return ()
+
+
+def _is_packed(file: Path) -> bool:
+    try:
+        return is_packed(file)
+    except CheckpointError:
+        return False
+
+
+def check_packed(path: str, files: Sequence[Path]) -> Verification:
+    """Unpack files to nowhere, and compare their digests."""
+    findings = _Findings([], [], [])
+    checked = tensors = 0
+    for file in files:
+        try:
+            packed = OpenedPackedFile.open(file)
+            if packed.manifest.base:
+                what = f"{file.name} is the difference to a base: it can only be checked by unpacking it"
+                findings.notes.append(what)
+            else:
+                unpack_file(packed, file.name, None, (None, file.name), lambda tensor, size: None)
+                checked, tensors = checked + 1, tensors + len(packed.header.extents)
+        except CheckpointError as error:
+            findings.problems.append(error.message)
+    findings.checks += [f"sha256 of {checked} unpacked file{'s' if checked != 1 else ''}"] if checked else []
+    names = tuple(file.name for file in files)
+    told = (tuple(findings.problems), tuple(findings.checks), tuple(findings.notes))
+    return Verification(path, names, tensors, tensors, *told)
 
 
 def _read_headers(source: Source, findings: _Findings) -> str:

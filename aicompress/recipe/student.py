@@ -98,22 +98,21 @@ class StudentShape(Section):
         if self.hidden is not None:
             score = "activation" if self.score == "obs" else self.score
             configs.append(HiddenConfig(**_sized(self.hidden, "hidden_size"), score=score))
-        if (
-            self.heads is not None
-        ):  # last: what config.json of BERT or GPT-2 cannot say then, no further cut has to read
+        if self.heads is not None:  # last: what config.json of BERT or GPT-2 cannot say then, no further cut has to read
             configs.append(HeadsConfig(**_sized(self.heads, "heads"), **units))
-        unlabelled = {**dict(data), "labels": None}  # not every sample of a mean teacher's data has a label
-        calibration = Calibration(**unlabelled).at_most(SAMPLES)
-        return tuple(
-            Recipe(
-                version=1,
-                method=config,
-                calibration=None if self.score == "norm" or isinstance(config, DepthConfig) else calibration,
-                seed=seed,
-                report=ReportFiles(html=False),
-            )
-            for config in configs
-        )
+        reads = [self.score != "norm" and not isinstance(config, DepthConfig) for config in configs]
+        return _pruning(configs, reads, data, seed)
+
+
+def _pruning(configs: list[MethodConfig], reads: list[bool], data: Data, seed: int) -> tuple[Recipe, ...]:
+    """Recipes of prune, calibrated on the first samples of some data where their method reads any."""
+    unlabelled = {**dict(data), "labels": None}  # not every sample of a mean teacher's data has a label
+    calibration = Calibration(**unlabelled).at_most(SAMPLES)
+    fixed: dict[str, Any] = {"version": 1, "seed": seed, "report": ReportFiles(html=False)}
+    return tuple(
+        Recipe(method=config, calibration=calibration if calibrates else None, **fixed)
+        for config, calibrates in zip(configs, reads, strict=True)
+    )
 
 
 def _sized(amount: int | float, number: str) -> dict[str, Any]:
@@ -161,15 +160,5 @@ class Rounds(Section):
             data: what the student learns from; a calibrated method sees its first samples.
             seed: of the recipe.
         """
-        calibration = Calibration(**{**dict(data), "labels": None}).at_most(SAMPLES)
         configs = [self.method(sparsity) for sparsity in self.sparsity]
-        return tuple(
-            Recipe(
-                version=1,
-                method=config,
-                calibration=calibration if get("prune", config.name).needs else None,
-                seed=seed,
-                report=ReportFiles(html=False),
-            )
-            for config in configs
-        )
+        return _pruning(configs, [bool(get("prune", config.name).needs) for config in configs], data, seed)

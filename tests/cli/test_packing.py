@@ -22,9 +22,9 @@ from aicompress.checkpoint.packed.raw_header import read_raw_header
 from aicompress.errors import CheckpointError
 from aicompress.lossless import chunks
 from aicompress.pipeline.packing import pack
-from aicompress.pipeline.packing.unpack import check_packed
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.verify import check_packed
 from tests.cli.calls import Call, refused
 from tests.cli.test_written_files import files_up_to
 
@@ -285,8 +285,8 @@ def test_damage_is_seen(small: Path, data: st.DataObject) -> None:
         del content[at:]
     damaged = small.with_name("damaged.safetensors")
     damaged.write_bytes(content)
-    checked = check_packed([damaged])
-    assert checked.files + len(checked.problems) == 1
+    checked = check_packed("damaged", [damaged])
+    assert len(checked.checks) + len(checked.problems) == 1
     assert not any("\n" in problem for problem in checked.problems)
 
 
@@ -345,12 +345,12 @@ def test_memory_is_that_of_some_chunks(tmp_path: Path, monkeypatch: pytest.Monke
         out = tmp_path / f"{threads}.safetensors"
         plan = pack.make_plan(source, Destination(out))
         tracemalloc.start()
-        pack.measured(plan)
+        pack.measured(plan, lambda what, done, total: None)
         assert tracemalloc.get_traced_memory()[1] < len(many) / 2
         tracemalloc.stop()
         pack.run(plan, Options())
         tracemalloc.start()
-        assert check_packed([out]).files == 1
+        assert check_packed("out", [out]).checks == ("sha256 of 1 unpacked file",)
         assert tracemalloc.get_traced_memory()[1] < len(many) / 2
         tracemalloc.stop()
         packed.append(out.read_bytes())

@@ -19,14 +19,14 @@ WHOLE = (True, True)
 
 def test_a_text_is_likelier_than_among_equal_tokens(tiny_llama: Path, text_file: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    known = frequencies(tokenizer)
-    assert known.origin == "merge ranks"
-    assert not set(known.ids.tolist()) & set(tokenizer.all_special_ids)
+    tokens, weights, origin = frequencies(tokenizer)
+    assert origin == "merge ranks"
+    assert not set(tokens.tolist()) & set(tokenizer.all_special_ids)
     shares = torch.zeros(len(tokenizer), dtype=torch.float64)
-    shares[known.ids] = known.weights / known.weights.sum()
+    shares[tokens] = weights / weights.sum()
     ids = torch.tensor(tokenizer(text_file.read_text()[:20_000], add_special_tokens=False)["input_ids"])
     logs = shares[ids].log()
-    assert logs.mean() > -torch.tensor(float(len(known.ids))).log() + 0.05
+    assert logs.mean() > -torch.tensor(float(len(tokens))).log() + 0.05
 
 
 def own(model: Any) -> Any:
@@ -37,20 +37,22 @@ def own(model: Any) -> Any:
 
 def test_frequencies_by_hand() -> None:
     unigram = own(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -3.0)], unk_id=0))
-    known = frequencies(unigram)
-    assert (known.origin, known.ids.tolist()) == ("scores", [1, 2])
-    torch.testing.assert_close(known.weights, torch.tensor([-1.0, -3.0]).double().exp())
+    tokens, weights, origin = frequencies(unigram)
+    assert (origin, tokens.tolist()) == ("scores", [1, 2])
+    torch.testing.assert_close(weights, torch.tensor([-1.0, -3.0]).double().exp())
     vocabulary = {"<unk>": 0, "z": 1, "a": 2, "b": 3, "c": 4, "bc": 5, "abc": 6}
     pairs = own(models.BPE(vocabulary, [("b", "c"), ("a", "bc")], unk_token="<unk>"))
-    known = frequencies(pairs)
+    tokens, weights, origin = frequencies(pairs)
     ranks = {"z": 2, "a": 1, "b": 0, "c": 0, "bc": 0, "abc": 1}
-    assert known.ids.tolist() == [1, 2, 3, 4, 5, 6]
-    torch.testing.assert_close(known.weights, 1 / (torch.tensor(list(ranks.values())).double() + OFFSET))
+    assert tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    torch.testing.assert_close(weights, 1 / (torch.tensor(list(ranks.values())).double() + OFFSET))
     words = ["<unk>", "[unused1]", ",", "the", "of", "##x", "##ing", "dog"]
-    known = frequencies(own(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="<unk>")))
-    assert (known.origin, known.ids.tolist()) == ("order of the tokens", [2, 3, 4, 5, 6, 7])
+    tokens, weights, origin = frequencies(
+        own(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    )
+    assert (origin, tokens.tolist()) == ("order of the tokens", [2, 3, 4, 5, 6, 7])
     ranks = {",": 2, "the": 0, "of": 1, "##x": 2, "##ing": 2, "dog": 3}  # a single character has the middle rank
-    torch.testing.assert_close(known.weights, 1 / (torch.tensor(list(ranks.values())).double() + OFFSET))
+    torch.testing.assert_close(weights, 1 / (torch.tensor(list(ranks.values())).double() + OFFSET))
 
 
 def test_a_seed_gives_the_same_tokens_between_those_of_the_tokenizer(tiny_bert: Path) -> None:

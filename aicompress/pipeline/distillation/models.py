@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -30,23 +30,14 @@ from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What a training run starts with.
+def loaded(
+    plan: DistillPlan, device: torch.device, team: Processes, progress: Progress
+) -> tuple[TrainingSetup, Student, TrainedParameters]:
+    """All models, loaded, and the teacher's outputs where they are worth keeping.
 
-    Attributes:
-        setup: models, loss and data.
-        student: its parameters in their stored forms, as they lie in the model.
-        trained: what moves.
+    Returns:
+        Models, loss and data; the student's parameters in their stored forms, as they lie in the model; what moves.
     """
-
-    setup: TrainingSetup
-    student: Student
-    trained: TrainedParameters
-
-
-def loaded(plan: DistillPlan, device: torch.device, team: Processes, progress: Progress) -> Loaded:
-    """All models, loaded, and the teacher's outputs where they are worth keeping."""
     loss, divides = Loss(plan.losses), plan.training.shard and team.size > 1
     place = torch.device("cpu") if divides else device  # a model that is divided never lies on the device as a whole
     model = _load(plan.checkpoint, plan.module_of(plan.checkpoint), place)
@@ -62,8 +53,7 @@ def loaded(plan: DistillPlan, device: torch.device, team: Processes, progress: P
     student = Student.of(model, plan.checkpoint, plan.student_mode)
     trained, shards = student.trained(plan.keep_zeros), Shards()
     if divides:
-        divided = divided_student(student, trained, model, loss.reads, device)
-        student, trained, shards, model = divided.student, divided.trained, divided.shards, divided.model
+        student, trained, shards, model = divided_student(student, trained, model, loss.reads, device)
     own = Runnable(model, plan.runner)
     how = zip(teachers, plan.teacher_runners, plan.numbers, strict=False)
     panel = Panel(tuple(Runnable(each, run, numbers) for each, run, numbers in how))
@@ -80,9 +70,9 @@ def loaded(plan: DistillPlan, device: torch.device, team: Processes, progress: P
     setup = TrainingSetup(own, teacher, loss, plan.samples, plan.split, averaged, shards=shards)
     recodes = plan.student_mode.mode.recodes
     if recodes is None:
-        return Loaded(setup, student, trained)
+        return setup, student, trained
     recoding = Recoding.of(student, model, recodes, plan.recipe.seed)
-    return Loaded(replace(setup, recoding=recoding), student, recoding.trained(student, plan.keep_zeros))
+    return replace(setup, recoding=recoding), student, recoding.trained(student, plan.keep_zeros)
 
 
 def _teacher(
@@ -166,8 +156,8 @@ def _averaged(
     trained = alike.trained(keep_zeros=False)
     teacher.model.requires_grad_(False)
     if divided_on is not None:
-        divided = divided_student(alike, trained, teacher.model, reads, divided_on)
-        trained, teacher = divided.trained, replace(teacher, model=divided.model)
+        _, trained, _, model = divided_student(alike, trained, teacher.model, reads, divided_on)
+        teacher = replace(teacher, model=model)
     tensors = {name: tensor.detach() for name, tensor in trained.parameters.items()}
     return Averaged(settings, plan.recipe.seed, teacher, tensors)
 

@@ -91,11 +91,10 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
         report = run_step(_step(plan, write, tuning.heal, mark, start), team, options)
         log.write_curve(own.log_folder if team.rank == 0 else None, tuning.history.curve)
         return report
-    start_of = loaded(plan, device, team, options.progress)
-    student, trained = start_of.student, start_of.trained
+    setup, student, trained = loaded(plan, device, team, options.progress)
     state = StateFile(folder)
     kept = team.gather(state.temperature() if options.resume else None)[0]
-    setup, temperature = at_temperature(plan, start_of.setup, trained, kept, team, options.progress)
+    setup, temperature = at_temperature(plan, setup, trained, kept, team, options.progress)
     setup = with_stored(plan, setup, (device, team), temperature, options.progress)
     watched = movement.watched(student) if own.movement_file else ()
     trainer = Trainer(setup, trained, plan.training, state, team, watched)

@@ -15,14 +15,13 @@ from importlib import import_module
 from multiprocessing import forkserver, get_all_start_methods, get_context
 from multiprocessing.context import ForkServerContext, SpawnContext
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data
 from aicompress.errors import CompressError, Refused
 from aicompress.measure import peak_rss
 from aicompress.model.loading.load import IMPORTED
-from aicompress.recipe import Model
 
 if TYPE_CHECKING:
     from aicompress.pipeline.step.input import Adapted
@@ -52,39 +51,24 @@ class Footprint:
     ran: bool
 
 
-@dataclass(frozen=True)
-class LoadRequest:
-    """What to load, and how.
+def footprint(
+    source: Adapted, setting: Setting, size: tuple[int, int] = (1, 16), labelled: Data | None = None
+) -> Footprint:
+    """Load a checkpoint in a process of its own.
 
-    Attributes:
-        path: of a directory or a file.
-        model: how to build a bare file's module.
-        allow_code: the recipe's factory may run.
+    Args:
+        source: the checkpoint, with what is merged into it.
+        setting: how it is run, on the CPU.
         size: batch and length of the forward pass.
         labelled: arrays to take the inputs of a bare file from.
-        kernels: fast or reference.
-        adapters: what is merged into it, each with its weight.
-    """
-
-    path: str
-    model: Model | None = None
-    allow_code: bool = False
-    size: tuple[int, int] = (1, 16)
-    labelled: Data | None = None
-    kernels: Literal["fast", "reference"] = "fast"
-    adapters: tuple[tuple[str, float], ...] = ()
-
-
-def footprint(request: LoadRequest) -> Footprint:
-    """Load a checkpoint in a process of its own.
 
     Raises:
         Refused: it cannot be loaded.
         CompressError: loading it failed there; the message says why.
     """
-    with ProcessPoolExecutor(1, _context(request.path), _silence) as process:
+    with ProcessPoolExecutor(1, _context(str(source.path)), _silence) as process:
         try:
-            return process.submit(measure, request).result()
+            return process.submit(measure, source, setting, size, labelled).result()
         except Refused:
             raise
         except BrokenProcessPool:
@@ -92,7 +76,7 @@ def footprint(request: LoadRequest) -> Footprint:
         except Exception as error:
             words = str(error) or type(error).__name__
     hint = "close other programs, or measure without `latency`"
-    raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", hint)
+    raise CompressError(f"{source.path} could not be loaded in a process of its own: {words}", hint)
 
 
 def prepare(path: str) -> None:
@@ -122,19 +106,16 @@ def _silence() -> None:
     os.close(nowhere)
 
 
-def measure(request: LoadRequest) -> Footprint:
+def measure(source: Adapted, setting: Setting, size: tuple[int, int], labelled: Data | None) -> Footprint:
     """Measure the cost of loading a checkpoint in this process."""
-    from aicompress.pipeline.step.input import Adapted
-    from aicompress.pipeline.step.models.running_model import Setting, example, forward_call
+    from aicompress.pipeline.step.models.running_model import example, forward_call
 
-    setting = Setting(request.model, request.allow_code, kernels=request.kernels)
-    path, source = request.path, Adapted(request.path, request.adapters)
+    path = str(source.path)
     for name in _libraries(path):
         import_module(name)
-    batch, length = request.size
     idle = peak_rss()
     running = setting.start(source)
-    inputs = example(running.module, batch, length, request.labelled)
+    inputs = example(running.module, *size, labelled)
     if inputs is not None:
         forward_call(running.module, inputs[0])()
     peak = peak_rss()

@@ -14,7 +14,7 @@ from aicompress.checkpoint.source import REPORTS, is_adapter, local_folder
 from aicompress.checkpoint.written import require_own_reports
 from aicompress.disk import require_file, write_whole
 from aicompress.errors import CheckpointError, OutputExists, RecipeError, raise_all
-from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint, prepare
+from aicompress.pipeline.evaluation.load_cost import footprint, prepare
 from aicompress.pipeline.evaluation.quality import Asked, asked_quality, measure_quality, shortened
 from aicompress.pipeline.evaluation.samples import outlined
 from aicompress.pipeline.step.checks import known_kinds
@@ -202,8 +202,8 @@ def _with_load_cost(
     loaded: list[Side] = []
     for number, (side, source) in enumerate(zip(sides, sources, strict=True)):
         progress("loading in a process of its own", 20 * number // len(sides), 100)
-        given = (recipe.model, allow_code, size, recipe.quality.arrays, recipe.kernels)
-        cost = footprint(LoadRequest(str(source.path), *given, source.adapters))
+        setting = Setting(recipe.model, allow_code, kernels=recipe.kernels)
+        cost = footprint(source, setting, size, recipe.quality.arrays)
         cold = cost.cold_seconds if cost.evicted else None
         loaded.append(
             replace(side, load_seconds=cost.warm_seconds, cold_load_seconds=cold, load_peak_rss=cost.peak_rss)

@@ -1,11 +1,9 @@
-"""Plan and run `unpack`: the files that were packed, byte for byte. `check_packed` unpacks to nowhere."""
+"""Plan and run `unpack`: the files that were packed, byte for byte."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from aicompress.checkpoint.packed.folder import everything
 from aicompress.checkpoint.packed.reader import OpenedPackedFile, is_packed
 from aicompress.checkpoint.packed.writer import FileWriter
 from aicompress.checkpoint.place import shared_mode
-from aicompress.checkpoint.source import Source, locate
+from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
 from aicompress.pipeline.packing.coding import counted, unpack_file
 from aicompress.pipeline.packing.plan import Base, PackingPlan, left_out, require_place, unpacked_name
@@ -132,55 +130,3 @@ def _report(plan: UnpackingPlan, writer: FileWriter, inputs: dict[str, str], tim
     digests = {name: each.manifest.sha256 for name, each in names.items()}
     base = {} if plan.base is None else {n: d for each in plan.packed for n, d in each.manifest.base.items()}
     return written(plan, writer, tensors, (inputs, digests), base, (), timing)
-
-
-@dataclass(frozen=True)
-class CheckedFiles:
-    """What was checked, and what is wrong.
-
-    Attributes:
-        files: how many were unpacked, their digests compared.
-        tensors: how many these hold.
-        problems: one line each; empty when all is well.
-        notes: what could not be checked, and why.
-    """
-
-    files: int
-    tensors: int
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def packed_files(source: str | Path) -> tuple[Path, ...]:
-    """All weight files of a checkpoint that is packed, or of several in one folder; none of one that is not."""
-    with suppress(CheckpointError):  # shards that the index has other names for, or several checkpoints
-        if not all(map(_is_packed, locate(source).files)):
-            return ()
-    with suppress(CheckpointError):
-        return tuple(file for file in everything(source).files if _is_packed(file))
-    return ()
-
-
-def _is_packed(file: Path) -> bool:
-    try:
-        return is_packed(file)
-    except CheckpointError:
-        return False
-
-
-def check_packed(files: Sequence[Path]) -> CheckedFiles:
-    """Unpack files to nowhere."""
-    problems: list[str] = []
-    notes: list[str] = []
-    checked = tensors = 0
-    for file in files:
-        try:
-            packed = OpenedPackedFile.open(file)
-            if packed.manifest.base:
-                notes.append(f"{file.name} is the difference to a base: it can only be checked by unpacking it")
-            else:
-                unpack_file(packed, file.name, None, (None, file.name), lambda tensor, size: None)
-                checked, tensors = checked + 1, tensors + len(packed.header.extents)
-        except CheckpointError as error:
-            problems.append(error.message)
-    return CheckedFiles(checked, tensors, tuple(problems), tuple(notes))

@@ -60,26 +60,9 @@ class Shards:
         return (alike.square() + team.total(rows.square())).sqrt()
 
 
-@dataclass(frozen=True)
-class DividedStudent:
-    """A student that is divided over the processes.
-
-    Attributes:
-        student: its parameters, as they lie in the model.
-        trained: this process's rows of them.
-        shards: how they are divided.
-        model: what runs it.
-    """
-
-    student: Student
-    trained: TrainedParameters
-    shards: Shards
-    model: nn.Module
-
-
 def divided_student(
     student: Student, trained: TrainedParameters, model: nn.Module, reads: frozenset[Output], device: torch.device
-) -> DividedStudent:
+) -> tuple[Student, TrainedParameters, Shards, nn.Module]:
     """Divide a student over the processes: what each of them trains is its own rows.
 
     Args:
@@ -88,6 +71,9 @@ def divided_student(
         model: on any device.
         reads: outputs that are read of it.
         device: where it is to run.
+
+    Returns:
+        Its parameters as they lie in the model, this process's rows of them, how they are divided, what runs it.
     """
     places = {
         id(parameter): (module, leaf)
@@ -108,7 +94,7 @@ def divided_student(
     rows = {name: nn.Parameter(own_rows(parameter)) for name, parameter in divided.items()}
     zeros = {name: shards.part(name, zero.to(device)) for name, zero in trained.zeros.items()}
     own = replace(trained, parameters={**current, **rows}, zeros=zeros)
-    return DividedStudent(replace(student, stored=stored), own, shards, running)
+    return replace(student, stored=stored), own, shards, running
 
 
 def gathered(stored: Mapping[str, Mapping[str, Tensor]], keeps: bool) -> dict[str, dict[str, Tensor]]:
