@@ -20,20 +20,14 @@ class Row:
 
     Attributes:
         name: the least of the output's path that tells it apart.
-        command: the step that wrote it.
-        weight_bytes, size_ratio, bits, latency_ratio, seconds: as in the report; bits per original weight.
+        report: of the step.
         quality: its quality figures by dotted name.
         pareto: no other row is at least as good in every objective and better in one.
     """
 
     name: str
-    command: str
-    weight_bytes: int
-    size_ratio: float | None
-    bits: float | None
+    report: Report
     quality: dict[str, Figure]
-    latency_ratio: float | None
-    seconds: float
     pareto: bool = False
 
 
@@ -58,7 +52,7 @@ class Comparison:
 def comparison(reports: Sequence[Report]) -> Comparison:
     """Compare reports: one row each, Pareto-optimal ones marked. Without a common quality figure none is marked."""
     names = _names([report.after.path for report in reports])
-    rows = [_row(name, report) for name, report in zip(names, reports, strict=True)]
+    rows = [Row(name, report, figures(report.quality)) for name, report in zip(names, reports, strict=True)]
     known = tuple(dict.fromkeys(name for row in rows for name in row.quality))
     objectives = {name: better for name in known if (better := _objective(name, rows)) is not None}
     costs = [_costs(row, objectives) for row in rows]
@@ -102,19 +96,6 @@ def legend(compared: Comparison) -> str:
     )
 
 
-def _row(name: str, report: Report) -> Row:
-    return Row(
-        name=name,
-        command=report.command,
-        weight_bytes=report.after.weight_bytes,
-        size_ratio=report.size_ratio,
-        bits=report.bits_per_original_weight,
-        quality=figures(report.quality),
-        latency_ratio=report.latency.ratio if report.latency else None,
-        seconds=report.seconds,
-    )
-
-
 def _objective(name: str, rows: Sequence[Row]) -> Better | None:
     """The better direction of a figure that every row has a value for, if all agree on it."""
     figures = [row.quality.get(name) for row in rows]
@@ -129,7 +110,7 @@ def _costs(row: Row, objectives: dict[str, Better]) -> tuple[float, ...]:
         value = row.quality[name].value
         assert value is not None, "an objective is measured in every row"
         values.append(value if better == "lower" else -value)
-    return (row.weight_bytes, *values)
+    return (row.report.after.weight_bytes, *values)
 
 
 def _dominates(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
@@ -148,16 +129,17 @@ def _cells(row: Row, names: Sequence[str]) -> tuple[Cell, ...]:
         text = numbers.number(figure.value) + (f" ({spread})" if spread != numbers.DASH else "")
         text += f"; {quality.against_baseline(figure)}" if figure.change is not None else ""
         measured.append(Cell(text, figure.value))
+    report, latency = row.report, row.report.latency.ratio if row.report.latency else None
     return (
         Cell(row.name, row.name, code=True),
         Cell(PARETO_MARK, 0, tone="good") if row.pareto else Cell("", 1),
-        Cell(row.command, row.command),
-        Cell(numbers.exact_size(row.weight_bytes), row.weight_bytes),
-        Cell(numbers.ratio(row.size_ratio), row.size_ratio),
-        Cell(numbers.number(row.bits, 3), row.bits),
+        Cell(report.command, report.command),
+        Cell(numbers.exact_size(report.after.weight_bytes), report.after.weight_bytes),
+        Cell(numbers.ratio(report.size_ratio), report.size_ratio),
+        Cell(numbers.number(report.bits_per_original_weight, 3), report.bits_per_original_weight),
         *measured,
-        Cell(numbers.ratio(row.latency_ratio), row.latency_ratio),
-        Cell(numbers.duration(row.seconds), row.seconds),
+        Cell(numbers.ratio(latency), latency),
+        Cell(numbers.duration(report.seconds), report.seconds),
     )
 
 

@@ -80,11 +80,16 @@ def to_html(report: Report) -> str:
 
 def comparison_to_html(compared: Comparison) -> str:
     """The page of a comparison: a size-quality plot per objective, the table, the notes."""
-    by_ratio = all(row.size_ratio is not None for row in compared.rows)
+    by_ratio = all(row.report.size_ratio is not None for row in compared.rows)
     shown = []
     for name in compared.objectives:
         points = [
-            (row.name, (row.size_ratio if by_ratio else row.weight_bytes / 1e6) or 0.0, value, row.pareto)
+            (
+                row.name,
+                (row.report.size_ratio if by_ratio else row.report.after.weight_bytes / 1e6) or 0.0,
+                value,
+                row.pareto,
+            )
             for row in compared.rows
             if (value := row.quality[name].value) is not None
         ]

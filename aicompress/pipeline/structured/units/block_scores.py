@@ -43,7 +43,7 @@ class BlockScores:
             drop: how many blocks are dropped one at a time, the others measured anew after each; what is dropped has
                 influence below all others, in the order in which it goes. 0 measures once.
         """
-        model, team = self._model(), processes(torch.device("cpu"))
+        model, team = module_of(self.measurement), processes(torch.device("cpu"))
         loader = PartialModel(self.measurement.checkpoint, model)
         passage = BlockRun(model, loader, self._inputs(model, team).batches, team)
         names = self._names(loader)
@@ -76,10 +76,7 @@ class BlockScores:
     def record(self) -> dict[str, Any]:
         """Where the samples came from, for the report."""
         team = processes(torch.device("cpu"))
-        return record_of_data(self._inputs(self._model(), team).sources, team.size)
-
-    def _model(self) -> Any:
-        return module_of(self.measurement)
+        return record_of_data(self._inputs(module_of(self.measurement), team).sources, team.size)
 
     def _inputs(self, model: Any, team: Processes) -> Inputs:
         asked = self.measurement

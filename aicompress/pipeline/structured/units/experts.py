@@ -83,7 +83,9 @@ class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
         Raises:
             RecipeError: they are modules of their own.
         """
-        require_watchable(measurement, layout.mixtures)
+        loader = PartialModel(measurement.checkpoint, module_of(measurement))
+        for mixture in layout.mixtures:
+            _module(loader, mixture)
 
     def scores(
         self,
@@ -94,7 +96,16 @@ class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
         progress: Progress,
     ) -> Scores:
         """What experts answer to the tokens that are routed to them, or how many tokens these are."""
-        return Scores(*routed_scores(measurement, layout.mixtures, "reap" in reads, progress))
+        checkpoint, recipe = measurement.checkpoint, measurement.recipe
+        assert recipe.calibration is not None
+        model = module_of(measurement)
+        loader, team = PartialModel(checkpoint, model), processes(torch.device("cpu"))
+        paths = {_module(loader, mixture): mixture.size for mixture in layout.mixtures}
+        inputs = calibration_inputs(checkpoint, model, recipe.calibration, recipe.seed, team)
+        progress("experts", 0, 1)
+        totals = Routing(paths).measure(BlockRun(model, loader, inputs.batches, team))
+        importance = [_scores(totals[path], "reap" in reads) for path in paths]
+        return Scores(importance, record_of_data(inputs.sources, team.size))
 
     def edit(self, layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> Edit:
         """Drop the tensors of the other experts or their part of merged ones, and number those that stay anew."""
@@ -182,44 +193,6 @@ def _changes(layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> dict[st
 
 
 UNIT = ExpertUnit()
-
-
-def routed_scores(
-    measurement: Step, mixtures: Sequence[Mixture], reap: bool, progress: Progress
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """Scores of the experts of every mixture, (experts,) float64 each, and the record of the calibration data.
-
-    Args:
-        measurement: the model and the data.
-        mixtures: whose experts are scored.
-        reap: what an expert's answers weigh on its tokens; otherwise how many tokens it gets.
-        progress: told when the model begins to run.
-
-    Raises:
-        RecipeError: experts that cannot be watched.
-    """
-    checkpoint, recipe = measurement.checkpoint, measurement.recipe
-    assert recipe.calibration is not None
-    model = module_of(measurement)
-    loader, team = PartialModel(checkpoint, model), processes(torch.device("cpu"))
-    paths = {mixture.name: _module(loader, mixture) for mixture in mixtures}
-    inputs = calibration_inputs(checkpoint, model, recipe.calibration, recipe.seed, team)
-    progress("experts", 0, 1)
-    routing = Routing({paths[mixture.name]: mixture.size for mixture in mixtures})
-    totals = routing.measure(BlockRun(model, loader, inputs.batches, team))
-    scores = [_scores(totals[paths[mixture.name]], reap) for mixture in mixtures]
-    return scores, record_of_data(inputs.sources, team.size)
-
-
-def require_watchable(measurement: Step, mixtures: Sequence[Mixture]) -> None:
-    """One module runs the experts of each mixture.
-
-    Raises:
-        RecipeError: each expert is a module of its own.
-    """
-    loader = PartialModel(measurement.checkpoint, module_of(measurement))
-    for mixture in mixtures:
-        _module(loader, mixture)
 
 
 def _scores(totals: Tensor, reap: bool) -> Tensor:
