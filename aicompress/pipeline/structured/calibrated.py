@@ -1,13 +1,14 @@
-"""Structural methods that read statistics: units are chosen block by block, and what reads the rest is refitted.
+"""Structural methods that read statistics: units are chosen, and what reads the rest is refitted.
 
-The running model keeps its shapes: a unit that goes is one whose consumer reads it with zeros, so the next block sees
-what it will see in the cut model.
+Units inside a block are chosen block by block. The running model keeps its shapes: a unit that goes is one whose
+consumer reads it with zeros, so the next block sees what it will see in the cut model.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.errors import listed
-from aicompress.methods.structural import Structure
 from aicompress.model.blocks.walk import Visitor
 from aicompress.pipeline.calibration.data import record_of_files
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
@@ -32,88 +32,138 @@ from aicompress.statistics import InputStats
 GRADIENTS = frozenset({"gradients"})
 
 
-def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:
-    """Choose what stays of every structure by statistics of its consumers' inputs.
-
-    Returns:
-        The record of the calibration data.
-    """
-    chooser = _Chooser(reading, work)
-    if reading.request.stats:
-        files = [StatisticsFile.open(path) for path in reading.request.stats]
-        chooser.weigh(partial(merged_gradients, files))
-        for number in reading.edit.changed:
-            chooser.visit({name: merged(files, name) for name in _consumers(reading.edit.structures[number])})
-        work.warnings += [*foreign(files, inputs.result()), *chooser.scarce()]
-        return record_of_files(files)
-    engine = CalibrationRun.of(reading, reading.edit.consumers, team)
-    if GRADIENTS & reading.needs:
-        with gradients(reading, reading.output, team, work.say) as store:
-            chooser.weigh(store.read)
-    _walk(reading, engine, Broadcast(reading.checkpoint.parameters(), team, chooser), work.say)
-    for number in reading.edit.changed:  # no layer of the running model, such as one that it uses in its own way
-        if number not in work.kept:
-            chooser.visit({name: InputStats(0) for name in _consumers(reading.edit.structures[number])})
-    work.warnings += chooser.scarce()
-    return engine.record()
-
-
-def follow(reading: Reading, team: Processes) -> None:
-    """What the other processes do while the first one chooses: run their share of the batches."""
-    engine = CalibrationRun.of(reading, reading.edit.consumers, team)
-    if GRADIENTS & reading.needs:
-        differentiate(reading, team, lambda moments: None, lambda done, total: None)
-    _walk(reading, engine, Broadcast(reading.checkpoint.parameters(), team, None), lambda what: None)
-
-
-def _walk(reading: Reading, engine: CalibrationRun, visitor: Broadcast, say: Callable[[str], None]) -> None:
-    """One walk through the model with the statistics of inputs that are read, if there are any."""
-    needs = reading.needs - GRADIENTS
-    if needs:
-        engine.walk(visitor, needs, reading.compares, lambda done, total: say(f"block {done} of {total}"))
-
-
-def _consumers(structure: Structure) -> list[str]:
-    return [part.tensor for part in structure.of("consumer")]
-
-
 @dataclass
-class _Chooser(Visitor):
-    """Resolves the structures of each block as their statistics come in.
+class Chooser(Visitor, ABC):
+    """Chooses what stays of every structure by statistics, in the process that writes.
 
     Attributes:
         reading: the statistics that are read.
         work: the run.
-        data_free: structures that too few rows reached, and how many.
-        importance: of the units of each structure, by gradients.
+        few: what too few rows reached, and how many.
     """
 
     reading: Reading
     work: Cutting
-    data_free: dict[str, int] = field(default_factory=dict)
+    few: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    @abstractmethod
+    def walks(reading: Reading) -> Sequence[tuple[frozenset[str], bool]]:
+        """Statistics that each walk through the model collects, and whether both models' inputs are compared."""
+
+    @abstractmethod
+    def weigh(self, read: GradientReader) -> None:
+        """Take the importance of the units by gradients."""
+
+    @abstractmethod
+    def visitors(self) -> Iterator[Visitor]:
+        """What each walk tells of its statistics; is gone on with after the last one, too."""
+
+    @abstractmethod
+    def look_up(self, of: Callable[[str], InputStats]) -> None:
+        """Take the statistics of inputs from files, in the place of walks."""
+
+    @abstractmethod
+    def scarce(self) -> list[str]:
+        """A warning that names what too few calibration rows reached."""
+
+
+def choose(chooser: Chooser, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:
+    """Choose what stays by statistics of inputs, and of gradients where the method reads them.
+
+    Returns:
+        The record of the calibration data.
+    """
+    reading, work, engine = chooser.reading, chooser.work, None
+    if reading.request.stats:
+        files = [StatisticsFile.open(path) for path in reading.request.stats]
+        if GRADIENTS & reading.needs:
+            chooser.weigh(partial(merged_gradients, files))
+        chooser.look_up(partial(merged, files))
+        work.warnings += [*foreign(files, inputs.result()), *chooser.scarce()]
+        return record_of_files(files)
+    if GRADIENTS & reading.needs:
+        with gradients(reading, reading.output, team, work.say) as store:
+            chooser.weigh(store.read)
+    for visitor, walk in zip(chooser.visitors(), chooser.walks(reading), strict=False):
+        engine = _walk(reading, team, walk, visitor, work.say) or engine
+    work.warnings += chooser.scarce()
+    return (engine or CalibrationRun.of(reading, reading.edit.consumers, team)).record()
+
+
+def follow(chooser: type[Chooser], reading: Reading, team: Processes) -> None:
+    """What the other processes do while the first one chooses: run their share of the batches."""
+    if GRADIENTS & reading.needs:
+        differentiate(reading, team, lambda moments: None, lambda done, total: None)
+    for walk in chooser.walks(reading):
+        _walk(reading, team, walk, None, lambda what: None)
+
+
+def _walk(
+    reading: Reading,
+    team: Processes,
+    walk: tuple[frozenset[str], bool],
+    visitor: Visitor | None,
+    say: Callable[[str], None],
+) -> CalibrationRun | None:
+    """One walk through the model; none where nothing is needed."""
+    needs, compares = walk
+    if not needs:
+        return None
+    engine = CalibrationRun.of(reading, reading.edit.consumers, team)
+    together = Broadcast(reading.checkpoint.parameters(), team, visitor)
+    engine.walk(together, needs, compares, lambda done, total: say(f"block {done} of {total}"))
+    return engine
+
+
+@dataclass
+class BlockChooser(Chooser):
+    """Resolves the structures of each block as their statistics come in.
+
+    Attributes:
+        importance: of the units of each structure, by gradients.
+    """
+
     importance: dict[int, Tensor] = field(default_factory=dict)
 
+    @staticmethod
+    def walks(reading: Reading) -> Sequence[tuple[frozenset[str], bool]]:
+        """One, in which later blocks see what earlier ones have become."""
+        return [(reading.needs - GRADIENTS, reading.compares)]
+
     def weigh(self, read: GradientReader) -> None:
-        """Add up w² E[g²] over the weights of each unit, if the method asks for it; w² where no gradient reaches."""
-        if not GRADIENTS & self.reading.needs:
-            return
+        """Add up w² E[g²] over the weights of each unit; w² where no gradient reaches."""
         infos = {layer.info.tensor: layer.info for layer in self.reading.layers}
         for number in self.reading.edit.changed:
             structure = self.reading.edit.structures[number]
             self.importance[number], reached = importance(structure, infos, read)
             if not reached:
-                self.data_free[structure.name] = 0
+                self.few[structure.name] = 0
+
+    def look_up(self, of: Callable[[str], InputStats]) -> None:
+        """Resolve every structure that no statistics have resolved yet."""
+        for number in self.reading.edit.changed:
+            if number not in self.work.kept:
+                self.visit({name: of(name) for name in self._consumers(number)})
+
+    def visitors(self) -> Iterator[Visitor]:
+        """Itself; what is no layer of the running model, such as one that it uses in its own way, is resolved last."""
+        yield self
+        self.look_up(lambda name: InputStats(0))
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         """Resolve every structure whose consumers are all there."""
         needed = bool(self.reading.needs - GRADIENTS)
         values: dict[str, Tensor] = {}
         for number in self.reading.edit.changed:
-            names = _consumers(self.reading.edit.structures[number])
+            names = self._consumers(number)
             if number not in self.work.kept and all(name in stats for name in names):
                 inputs = {name: self._enough(number, name, stats[name]) for name in names} if needed else {}
                 values |= self.work.resolve(number, inputs, self.importance.get(number))
         return values
+
+    def _consumers(self, number: int) -> list[str]:
+        return [part.tensor for part in self.reading.edit.structures[number].of("consumer")]
 
     def _enough(self, number: int, name: str, inputs: InputStats) -> InputStats:
         """Statistics of a consumer; without enough rows as if its inputs were white noise."""
@@ -122,16 +172,14 @@ class _Chooser(Visitor):
             if inputs.cross is not None:
                 return inputs
             return dataclasses.replace(inputs, cross=inputs.gram, original_mean=inputs.mean)
-        self.data_free[structure.name] = inputs.count
+        self.few[structure.name] = inputs.count
         span = next(part.span for part in structure.of("consumer") if part.tensor == name)
         return InputStats.white(structure.size * span)
 
     def scarce(self) -> list[str]:
         """A warning that names the structures which too few calibration rows reached."""
-        if not self.data_free:
+        if not self.few:
             return []
-        shown = listed(f"{name} ({count})" for name, count in self.data_free.items())
+        shown = listed(f"{name} ({count})" for name, count in self.few.items())
         total = len(self.reading.edit.changed)
-        return [
-            f"{len(self.data_free)} of {total} saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"
-        ]
+        return [f"{len(self.few)} of {total} saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"]

@@ -6,121 +6,68 @@ of coordinates could not imitate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.errors import listed
 from aicompress.model.blocks.walk import Gatherer, Visitor
-from aicompress.pipeline.calibration.data import record_of_files
-from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
+from aicompress.pipeline.calibration.gradients import GradientReader
 from aicompress.pipeline.calibration.request import MIN_ROWS
-from aicompress.pipeline.calibration.requirements import foreign
-from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
-from aicompress.pipeline.step.workers import Processes
-from aicompress.pipeline.structured.calibrated import GRADIENTS
-from aicompress.pipeline.structured.cutting import Cutting
+from aicompress.pipeline.structured.calibrated import GRADIENTS, Chooser
 from aicompress.pipeline.structured.reading import Reading, importance
 from aicompress.statistics import InputStats
 
 CHOICE = frozenset({"mean_abs"})
 
 
-def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:
-    """Choose the coordinates that stay by what their readers are given, and fit the readers.
-
-    Returns:
-        The record of the calibration data.
-    """
-    if not reading.edit.changed:
-        return {}
-    readers, fitter = _readers(reading), _Fitter(work)
-    if reading.request.stats:
-        files = [StatisticsFile.open(path) for path in reading.request.stats]
-        scores = _importance(reading, work, partial(merged_gradients, files))
-        seen = {name: replace(merged(files, name), gram=None) for name in readers} if CHOICE & reading.needs else {}
-        work.choose(0, seen, scores)
-        for name in readers if _fitted(reading) else ():
-            fitter.visit({name: merged(files, name)})
-        work.warnings += [*foreign(files, inputs.result()), *fitter.scarce()]
-        return record_of_files(files)
-    gatherer, scores = Gatherer(), None
-    if GRADIENTS & reading.needs:
-        with gradients(reading, reading.output, team, work.say) as store:
-            scores = _importance(reading, work, store.read)
-    engine = _walk(reading, team, CHOICE & reading.needs, gatherer, work.say)
-    work.choose(0, gatherer.seen, scores)
-    _walk(reading, team, _fitted(reading), fitter, work.say)
-    work.warnings += fitter.scarce()
-    return (engine or CalibrationRun.of(reading, readers, team)).record()
-
-
-def follow(reading: Reading, team: Processes) -> None:
-    """What the other processes do: run their share of the batches."""
-    if GRADIENTS & reading.needs:
-        differentiate(reading, team, lambda moments: None, lambda done, total: None)
-    for needs in (CHOICE & reading.needs, _fitted(reading)) if reading.edit.changed else ():
-        _walk(reading, team, needs, None, lambda what: None)
-
-
-def _importance(reading: Reading, work: Cutting, read: GradientReader) -> Tensor | None:
-    """Importance of the coordinates by gradients, where the method asks for it."""
-    if not GRADIENTS & reading.needs:
-        return None
-    infos = {layer.info.tensor: layer.info for layer in reading.layers}
-    scores, reached = importance(reading.edit.structures[0], infos, read)
-    if not reached:
-        work.warnings.append("no gradient reached the stream: its coordinates are chosen by their weights")
-    return scores
-
-
-def _fitted(reading: Reading) -> frozenset[str]:
-    """Statistics that the fit of the readers needs; none where they are not fitted."""
-    return reading.needs - CHOICE - GRADIENTS
-
-
-def _readers(reading: Reading) -> list[str]:
-    """Layers that read the stream."""
-    return [part.tensor for part in reading.edit.structures[0].of("consumer")]
-
-
-def _walk(
-    reading: Reading, team: Processes, needs: frozenset[str], visitor: Any, say: Callable[[str], None]
-) -> CalibrationRun | None:
-    """One walk through the original model; none where nothing is needed."""
-    if not needs:
-        return None
-    engine = CalibrationRun.of(reading, _readers(reading), team)
-    together = Broadcast(reading.checkpoint.parameters(), team, visitor)
-    engine.walk(together, needs, False, lambda done, total: say(f"block {done} of {total}"))
-    return engine
-
-
 @dataclass
-class _Fitter(Visitor):
-    """Writes the readers of each block, fitted; the running model stays as it is.
+class StreamChooser(Chooser):
+    """Chooses the coordinates that stay by what their readers are given, and fits the readers of each block.
 
     Attributes:
-        work: the run, with the coordinates that stay.
-        cut: readers that too few rows reached, and how many: they are cut as they are.
+        scores: of the coordinates by gradients, where the method asks for them.
     """
 
-    work: Cutting
-    cut: dict[str, int] = field(default_factory=dict)
+    scores: Tensor | None = None
+
+    @staticmethod
+    def walks(reading: Reading) -> Sequence[tuple[frozenset[str], bool]]:
+        """One to choose, and one to fit the readers; each where the method asks for it."""
+        return [(CHOICE & reading.needs, False), (reading.needs - CHOICE - GRADIENTS, False)]
+
+    def weigh(self, read: GradientReader) -> None:
+        """Take the importance of the coordinates by gradients."""
+        infos = {layer.info.tensor: layer.info for layer in self.reading.layers}
+        self.scores, reached = importance(self.reading.edit.structures[0], infos, read)
+        if not reached:
+            self.work.warnings.append("no gradient reached the stream: its coordinates are chosen by their weights")
+
+    def visitors(self) -> Iterator[Visitor]:
+        """What the readers are given chooses the coordinates; then each block's readers are fitted."""
+        gatherer = Gatherer()
+        yield gatherer
+        self.work.choose(0, gatherer.seen, self.scores)
+        yield self
+
+    def look_up(self, of: Callable[[str], InputStats]) -> None:
+        """Choose, and fit the readers one after the other."""
+        readers, ((choice, _), (fitted, _)) = self.reading.edit.consumers, self.walks(self.reading)
+        seen = {name: replace(of(name), gram=None) for name in readers} if choice else {}
+        self.work.choose(0, seen, self.scores)
+        for name in readers if fitted else ():
+            self.visit({name: of(name)})
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
-        self.cut |= {name: inputs.count for name, inputs in stats.items() if inputs.count < MIN_ROWS}
+        """Write readers, fitted; the running model stays as it is, and what too few rows reached is cut as it is."""
+        self.few |= {name: inputs.count for name, inputs in stats.items() if inputs.count < MIN_ROWS}
         self.work.fit(0, {name: inputs for name, inputs in stats.items() if inputs.count >= MIN_ROWS})
         return {}
 
     def scarce(self) -> list[str]:
         """A warning that names the readers which too few calibration rows reached."""
-        if not self.cut:
+        if not self.few:
             return []
-        shown = listed(f"{name} ({count})" for name, count in self.cut.items())
-        return [f"{len(self.cut)} readers saw fewer than {MIN_ROWS} calibration rows and are not fitted: {shown}"]
+        shown = listed(f"{name} ({count})" for name, count in self.few.items())
+        return [f"{len(self.few)} readers saw fewer than {MIN_ROWS} calibration rows and are not fitted: {shown}"]

@@ -11,6 +11,7 @@ from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
 from aicompress.pipeline.step.workers import Processes
+from aicompress.pipeline.structured.calibrated import choose, follow
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.plan import StructurePlan
 from aicompress.report.model import Report
@@ -37,7 +38,7 @@ def run(plan: StructurePlan, options: Options | None = None) -> Report:
         recipe=plan.recipe,
         output=plan.output,
         write=partial(_write, plan, team, options.progress),
-        follow=partial(plan.choice.unit.follow, reading, team) if shares else lambda: None,
+        follow=partial(follow, plan.choice.unit.chooser, reading, team) if shares else lambda: None,
     )
     return run_step(step, team, options)
 
@@ -47,7 +48,7 @@ def _write(plan: StructurePlan, team: Processes, progress: Progress, opened: Ope
     work = Cutting(plan.checkpoint, plan.edit, plan.output, plan.choice.pruner, opened.writer, progress)
     calibration = dict(plan.edit.calibration)
     if plan.needs:
-        calibration = plan.choice.unit.choose(plan.reading, work, team, opened.input_digests)
+        calibration = choose(plan.choice.unit.chooser(plan.reading, work), team, opened.input_digests)
     for name in plan.output.parameters:
         if name not in work.seconds:
             work.write(name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -25,11 +24,9 @@ from aicompress.model.architecture.experts import Mixture
 from aicompress.model.architecture.feed_forward import FeedForward
 from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.step.workers import Processes
-from aicompress.pipeline.structured import calibrated
-from aicompress.pipeline.structured.cutting import Cutting
+from aicompress.pipeline.structured.calibrated import BlockChooser, Chooser
 from aicompress.pipeline.structured.edit import Edit
-from aicompress.pipeline.structured.reading import Reading, layers_of
+from aicompress.pipeline.structured.reading import layers_of
 from aicompress.weights import TensorSpec
 
 Kept = Mapping[int, tuple[int, ...]]  # the units that stay, by the structure's place
@@ -78,11 +75,13 @@ class StructuralUnit(ABC, Generic[U, L]):
         scored: the units are scored on the running model before anything is cut.
         silenceable: a model without some units computes what the whole model computes with their outputs at zero, so
             that a small model can show whether a cut is right.
+        chooser: of units that are chosen during the run.
     """
 
     kind: type[U]
     scored: bool = False
     silenceable: bool = True
+    chooser: type[Chooser] = BlockChooser
 
     @property
     def name(self) -> str:
@@ -196,20 +195,6 @@ class StructuralUnit(ABC, Generic[U, L]):
             Refused: the model does not let them be watched.
         """
         raise TypeError(f"{self.kind.plural} are chosen while the run reads statistics")
-
-    def choose(
-        self, reading: Reading, work: Cutting, team: Processes, inputs: Future[dict[str, str]]
-    ) -> dict[str, Any]:
-        """Choose what stays of every structure by statistics, in the process that writes.
-
-        Returns:
-            The record of the calibration data.
-        """
-        return calibrated.choose(reading, work, team, inputs)
-
-    def follow(self, reading: Reading, team: Processes) -> None:
-        """Run the batches of this process, in the processes that do not write."""
-        calibrated.follow(reading, team)
 
 
 AnyUnit: TypeAlias = StructuralUnit[Any, Any]  # found by its kind: the classes it works with are known to it alone

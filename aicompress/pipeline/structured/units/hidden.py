@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,9 @@ from aicompress.model.architecture.feed_forward import Coupling
 from aicompress.model.architecture.hidden_width import Residual, residual
 from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.loading.definitions.parameter_kinds import layer_kinds
-from aicompress.pipeline.step.workers import Processes
-from aicompress.pipeline.structured import calibrated_hidden
-from aicompress.pipeline.structured.cutting import Cutting
+from aicompress.pipeline.structured.calibrated_hidden import StreamChooser
 from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
 from aicompress.pipeline.structured.parts import offset_part, part
-from aicompress.pipeline.structured.reading import Reading
 from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout, require_axis
 
 
@@ -55,6 +51,7 @@ class CoordinateUnit(StructuralUnit[Coordinates, StreamLayout]):
 
     kind = Coordinates
     silenceable = False  # norms divide by their number: the residual stream's own trial exchanges coordinates
+    chooser = StreamChooser  # all blocks share the stream
 
     def find(self, checkpoint: Checkpoint, unit: Coordinates, stack: str | None) -> StreamLayout:
         """The residual stream, which all stacks share.
@@ -104,16 +101,6 @@ class CoordinateUnit(StructuralUnit[Coordinates, StreamLayout]):
                 changes[coupling.tensor] = ParameterChange(coupling.tensor, cuts, detail)
         files = side_files(layout.checkpoint, stream.width, size)
         return Edit(stream.narrowed(size), layout.structures, tuple(sizes), changes, files=files)
-
-    def choose(
-        self, reading: Reading, work: Cutting, team: Processes, inputs: Future[dict[str, str]]
-    ) -> dict[str, Any]:
-        """Choose by all blocks together, which share the stream, then fit the readers."""
-        return calibrated_hidden.choose(reading, work, team, inputs)
-
-    def follow(self, reading: Reading, team: Processes) -> None:
-        """What the other processes do meanwhile: their share of the batches."""
-        calibrated_hidden.follow(reading, team)
 
 
 def _accepted(stream: Residual, size: int, exact: bool) -> int:
