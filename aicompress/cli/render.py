@@ -47,9 +47,9 @@ def table(content: Table, file: TextIO | None = None) -> None:
     _print(_console(file), content)
 
 
-def definitions(title: str, entries: Sequence[Entry], file: TextIO | None = None) -> None:
+def definitions(title: str, entries: Sequence[Entry]) -> None:
     """Print names with paragraphs beside them, folded to a width that can be read, also in a pipe or a file."""
-    console = _console(file)
+    console = _console(None)
     width = min(console.width, _READABLE)
     if title:
         console.print(_text(console, title, "bold"))

@@ -33,13 +33,13 @@ def spearman(one: Floats, other: Floats) -> float:
     return float(first @ second) / norm if norm else math.nan
 
 
-def rank_correlation(one: Floats, other: Floats, unit: str = "pairs") -> Estimate:
+def rank_correlation(one: Floats, other: Floats) -> Estimate:
     """Estimate Spearman's correlation of independent pairs: Fisher's z, variance of Bonett and Wright (2000)."""
     n, own = len(one), Ranked(one, other)
     value = spearman(one, other)
     if n < 4 or not math.isfinite(value):
-        return Estimate(value, None, None, n, unit, "none: too few or constant values", samples=own)
-    estimate = _fisher(value, math.sqrt((1 + value**2 / 2) / (n - 3)), n, unit, "Fisher z")
+        return Estimate(value, None, None, n, "pairs", "none: too few or constant values", samples=own)
+    estimate = _fisher(value, math.sqrt((1 + value**2 / 2) / (n - 3)), n, "Fisher z")
     return replace(estimate, samples=own)
 
 
@@ -77,15 +77,15 @@ def _jackknife_error(without: Floats) -> float:
     return math.sqrt((groups - 1) / groups * float(((without - without.mean()) ** 2).sum()))
 
 
-def _fisher(value: float, error: float, n: int, unit: str, interval: str) -> Estimate:
+def _fisher(value: float, error: float, n: int, interval: str) -> Estimate:
     """Estimate a correlation from the standard error of its z."""
     if abs(value) >= 1:
-        return Estimate(value, value, value, n, unit, interval)
+        return Estimate(value, value, value, n, "pairs", interval)
     z = math.atanh(value)
-    return Estimate(value, math.tanh(z - Z * error), math.tanh(z + Z * error), n, unit, interval)
+    return Estimate(value, math.tanh(z - Z * error), math.tanh(z + Z * error), n, "pairs", interval)
 
 
-def pairwise_correlation(one: Floats, other: Floats, blocks: int = BLOCKS) -> Estimate:
+def pairwise_correlation(one: Floats, other: Floats) -> Estimate:
     """Estimate Spearman's correlation between two matrices of similarities, over all pairs of their items.
 
     Pairs that share an item depend on each other, so the interval comes from leaving out blocks of items, not pairs
@@ -97,13 +97,13 @@ def pairwise_correlation(one: Floats, other: Floats, blocks: int = BLOCKS) -> Es
     items = len(one)
     value = _upper(one, other, np.arange(items))
     n = items * (items - 1) // 2
-    if items < 2 * blocks or not abs(value) < 1:
+    if items < 2 * BLOCKS or not abs(value) < 1:
         exact = math.isfinite(value) and abs(value) >= 1
         bound = value if exact else None
         return Estimate(value, bound, bound, n, "pairs", "exact" if exact else "none: too few sentences")
-    group = np.arange(items) % blocks
-    left_out = np.array([math.atanh(_upper(one, other, np.flatnonzero(group != block))) for block in range(blocks)])
-    return _fisher(value, _jackknife_error(left_out), n, "pairs", f"jackknife of {items} sentences in {blocks} groups")
+    group = np.arange(items) % BLOCKS
+    left_out = np.array([math.atanh(_upper(one, other, np.flatnonzero(group != block))) for block in range(BLOCKS)])
+    return _fisher(value, _jackknife_error(left_out), n, f"jackknife of {items} sentences in {BLOCKS} groups")
 
 
 def _upper(one: Floats, other: Floats, kept: NDArray[np.intp]) -> float:

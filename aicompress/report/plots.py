@@ -280,6 +280,6 @@ def _ordered(sides: Sequence[Mapping[str, int]]) -> list[str]:
     return [kind for kind in _KIND_COLOURS if kind in present] + sorted(present - set(_KIND_COLOURS))
 
 
-def _elided(name: str, longest: int = 44) -> str:
+def _elided(name: str) -> str:
     """A layer's name with its middle left out where it is long; the end tells layers apart."""
-    return name if len(name) <= longest else f"{name[: longest // 3]}…{name[-(longest - longest // 3 - 1) :]}"
+    return name if len(name) <= 44 else f"{name[:14]}…{name[-29:]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,17 +33,13 @@ def collect(
     engine = CalibrationRun.of(step, tensors, team)
     graded = bool(needs & OF_GRADIENTS)
     tell, back = partial(progress, "statistics"), partial(progress, "gradients")
-    if team.rank != 0:
-        engine.walk(_Keeper(None), (needs - OF_GRADIENTS) | _always(), False, tell, changes=False)
-        if graded:
-            differentiate(step, team, lambda moments: None, back, needs)
-        return
-    with StatisticsWriter(path) as writer:
+    with StatisticsWriter(path) if team.rank == 0 else nullcontext() as writer:
         engine.walk(_Keeper(writer), (needs - OF_GRADIENTS) | _always(), False, tell, changes=False)
-        writer.add({name: InputStats(0) for name in tensors if name not in engine.wanted})
         if graded:
-            differentiate(step, team, writer.add_gradients, back, needs)
-        writer.seal(digests(step.checkpoint.source), engine.record())
+            differentiate(step, team, writer.add_gradients if writer else lambda moments: None, back, needs)
+        if writer is not None:
+            writer.add({name: InputStats(0) for name in tensors if name not in engine.wanted})
+            writer.seal(digests(step.checkpoint.source), engine.record())
 
 
 @dataclass(frozen=True)

@@ -147,10 +147,7 @@ def _samples(recipe: Recipe, module: nn.Module) -> CalibrationBatches | None:
     """
     if recipe.calibration is None:
         return None
-    inputs, labels, source = arrays(recipe.calibration, recipe.seed)
-    if recipe.calibration.samples is None and len(inputs) > SAMPLES:
-        fewer = recipe.calibration.model_copy(update={"samples": SAMPLES})
-        inputs, labels, source = arrays(fewer, recipe.seed)
+    inputs, labels, source = arrays(recipe.calibration, recipe.seed, SAMPLES)
     batches = tuple(
         (as_taken(module, inputs[at : at + BATCH]), None if labels is None else labels[at : at + BATCH])
         for at in range(0, len(inputs), BATCH)

@@ -85,7 +85,8 @@ def _teacher(
     if not len(plan.cached):
         return teacher
     batches = plan.split.in_order(plan.cached, plan.training.batch)
-    report = partial(_of_teacher, progress if plan.caches_training else _quiet, len(plan.cached))
+    told = progress if plan.caches_training else lambda what, done, total: None  # it takes no longer than a measurement
+    report = partial(_of_teacher, told, len(plan.cached))
     return with_cached_outputs(teacher, plan.samples, batches, device, report)
 
 
@@ -166,10 +167,6 @@ def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device
     """A model with its compressed layers decoded in the graph, without dropout and with fixed batch statistics."""
     loaded: nn.Module = trainable(checkpoint, model=module, device=device)
     return loaded.eval()
-
-
-def _quiet(what: str, done: int, total: int) -> None:
-    """Tell nothing of what takes no longer than a measurement."""
 
 
 def _of_teacher(progress: Progress, samples: int, done: int) -> None:

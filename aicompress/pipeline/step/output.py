@@ -226,16 +226,12 @@ def arrange(
     coded = bool(compressed) and stores_entropy(step, checkpoint)
     readable = None if destination.single else config
     choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme, coded))
-    specs: dict[str, TensorSpec] = {}
-    for tensors in choice.stored.values():
-        _add(specs, tensors)
-    limit, config = (None, config) if destination.single else (destination.max_shard_size, choice.config)
     draft = Output(
         destination,
         choice.layout,
         parameters,
         manifest,
-        config,
+        config if destination.single else choice.config,
         (),
         choice.stored,
         checkpoint.source,
@@ -244,17 +240,26 @@ def arrange(
         own_metadata=checkpoint.metadata,
         entropy_coded=coded,
     )
-    shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)
-    return replace(draft, shards=tuple(replace(shard, bundled=destination.bundled) for shard in shards))
+    return with_shards(draft)
 
 
-def _add(specs: dict[str, TensorSpec], more: Mapping[str, TensorSpec]) -> None:
-    twice = sorted(specs.keys() & more.keys())
-    if twice:
-        raise CheckpointError(
-            f"a compressed tensor would be named {twice[0]!r}, as another one is", "exclude that layer"
-        )
-    specs.update(more)
+def with_shards(output: Output) -> Output:
+    """An output with its tensors laid out in weight files.
+
+    Raises:
+        CheckpointError: two tensors of it would have one name.
+    """
+    specs: dict[str, TensorSpec] = {}
+    for more in output.stored.values():
+        twice = sorted(specs.keys() & more.keys())
+        if twice:
+            told = f"a compressed tensor would be named {twice[0]!r}, as another one is"
+            raise CheckpointError(told, "exclude that layer")
+        specs.update(more)
+    destination = output.destination
+    limit = None if destination.single else destination.max_shard_size
+    shards = plan_shards(specs, limit, output.metadata(), output.source.base_name)
+    return replace(output, shards=tuple(replace(shard, bundled=destination.bundled) for shard in shards))
 
 
 def lineage_step(

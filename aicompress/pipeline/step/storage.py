@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint import Checkpoint, CheckpointWriter, plan_shards
+from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.files import read_part, read_parts
 from aicompress.checkpoint.header import TensorRef
 from aicompress.checkpoint.layouts import native_names
@@ -26,7 +26,7 @@ from aicompress.checkpoint.writer import REPLACED
 from aicompress.disk import disk_errors
 from aicompress.layer import Kind
 from aicompress.pipeline.step.layout import Contents
-from aicompress.pipeline.step.output import Output
+from aicompress.pipeline.step.output import Output, with_shards
 from aicompress.report.model import LayerRow
 from aicompress.weights import TensorSpec, Weight, entropy_coded, restore
 from aicompress.weights.coding.in_blocks import StreamInFile, write_in_blocks
@@ -193,11 +193,7 @@ def _with_weights(output: Output, weights: Mapping[str, Weight]) -> Output:
     if config is not None and not output.destination.single:
         described: dict[str, Any] = Manifest(manifest.entries, (), manifest.widths).to_json()
         config = {**config, "quantization_config": {"quant_method": KEY, **described}}
-    changed = replace(output, parameters=parameters, manifest=manifest, stored=stored, config=config)
-    specs = {disk: spec for tensors in stored.values() for disk, spec in tensors.items()}
-    limit = None if output.destination.single else output.destination.max_shard_size
-    shards = plan_shards(specs, limit, changed.metadata(), output.source.base_name)
-    return replace(changed, shards=tuple(replace(shard, bundled=output.destination.bundled) for shard in shards))
+    return with_shards(replace(output, parameters=parameters, manifest=manifest, stored=stored, config=config))
 
 
 def sizes(

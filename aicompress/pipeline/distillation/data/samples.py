@@ -118,7 +118,7 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
         CheckpointError: texts, and no tokenizer that can pad them.
     """
     if data.kind == "arrays":
-        return _arrays(data, task, checkpoint)
+        return _arrays(data, task)
     if task == "module":
         require_arrays(data)
     if task == "causal":
@@ -239,7 +239,7 @@ def _texts(
     return TrainingSamples(columns, None if labels is None else labels[real], source)
 
 
-def _arrays(data: Data, task: Task, checkpoint: Checkpoint) -> TrainingSamples:
+def _arrays(data: Data, task: Task) -> TrainingSamples:
     inputs, labels, source = arrays(data)
     if task == "module":
         return TrainingSamples({"": inputs}, labels, source)
