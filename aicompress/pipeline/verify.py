@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
@@ -56,9 +56,18 @@ class Verification:
 
 @dataclass
 class _Findings:
-    problems: list[str]
-    checks: list[str]
-    notes: list[str]
+    """What has been found so far."""
+
+    path: str
+    files: Sequence[Path]
+    problems: list[str] = field(default_factory=list)
+    checks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def verification(self, parameters: int = 0, compressed: int = 0, unread: str = "") -> Verification:
+        """All of it."""
+        told = (tuple(self.problems), tuple(self.checks), tuple(self.notes))
+        return Verification(self.path, tuple(file.name for file in self.files), parameters, compressed, *told, unread)
 
 
 def verify(source: str | Path) -> Verification:
@@ -70,23 +79,19 @@ def verify(source: str | Path) -> Verification:
     if packed := packed_files(source):
         return check_packed(str(source), packed)
     located = locate(source)
-    findings = _Findings([], [], [])
-    names = tuple(file.name for file in located.files)
+    findings = _Findings(str(source), located.files)
     unread = _read_headers(located, findings)
-    if unread:
-        return Verification(str(source), names, 0, 0, tuple(findings.problems), (), (), unread)
-    if findings.problems:
-        return Verification(str(source), names, 0, 0, tuple(findings.problems), (), ())
-    findings.checks.append(f"{len(names)} header{'s' if len(names) != 1 else ''}")
+    if unread or findings.problems:
+        return findings.verification(unread=unread)
+    findings.checks.append(f"{len(located.files)} header{'s' if len(located.files) != 1 else ''}")
     findings.problems += _index_problems(located)
     try:
         checkpoint = Checkpoint.open(source)
     except Unsupported as error:
-        checks, problems = tuple(findings.checks), tuple(findings.problems)
-        return Verification(str(source), names, 0, 0, problems, checks, (), error.message)
+        return findings.verification(unread=error.message)
     except CheckpointError as error:
         findings.problems.append(error.message)
-        return Verification(str(source), names, 0, 0, tuple(findings.problems), tuple(findings.checks), ())
+        return findings.verification()
     parameters = checkpoint.parameters()
     for name in parameters:
         wrong = _parameter_problems(checkpoint, name)
@@ -95,10 +100,7 @@ def verify(source: str | Path) -> Verification:
     findings.checks.append(f"{len(parameters)} parameters finite, {compressed} of them decoded")
     _check_model(checkpoint, findings)
     _check_digests(checkpoint.source, findings)
-    return Verification(
-        str(source), names, len(parameters), compressed,
-        tuple(findings.problems), tuple(findings.checks), tuple(findings.notes),
-    )  # fmt: skip
+    return findings.verification(len(parameters), compressed)
 
 
 def packed_files(source: str | Path) -> tuple[Path, ...]:
@@ -120,7 +122,7 @@ def _is_packed(file: Path) -> bool:
 
 def check_packed(path: str, files: Sequence[Path]) -> Verification:
     """Unpack files to nowhere, and compare their digests."""
-    findings = _Findings([], [], [])
+    findings = _Findings(path, files)
     checked = tensors = 0
     for file in files:
         try:
@@ -134,9 +136,7 @@ def check_packed(path: str, files: Sequence[Path]) -> Verification:
         except CheckpointError as error:
             findings.problems.append(error.message)
     findings.checks += [f"sha256 of {checked} unpacked file{'s' if checked != 1 else ''}"] if checked else []
-    names = tuple(file.name for file in files)
-    told = (tuple(findings.problems), tuple(findings.checks), tuple(findings.notes))
-    return Verification(path, names, tensors, tensors, *told)
+    return findings.verification(tensors, tensors)
 
 
 def _read_headers(source: Source, findings: _Findings) -> str:

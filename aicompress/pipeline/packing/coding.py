@@ -47,12 +47,16 @@ class PackedResult:
     """A file that was packed.
 
     Attributes:
+        header: of the file that was packed.
+        file: the packed file, all of it but its header.
         nbytes: of the packed file.
         sha256: of the file that was packed.
         tensors: how each was coded.
         base: names of the base's files that it is the difference to.
     """
 
+    header: RawHeader
+    file: PackedFile
     nbytes: int
     sha256: str
     tensors: dict[str, CodedTensor]
@@ -95,7 +99,7 @@ def reference_of(base: Place, part: TensorChunk) -> bytes:
 
 def pack_file(
     path: Path, header: RawHeader, name: str, base: Base | None, target: tuple[FileWriter | None, str], done: Done
-) -> tuple[PackedFile, PackedResult]:
+) -> PackedResult:
     """Pack a file; all but its header is written then, which `PackedFile.finish` adds.
 
     Args:
@@ -131,7 +135,7 @@ def pack_file(
         )
         for tensor in header.extents
     }
-    return packed, PackedResult(packed.nbytes, digest.hexdigest(), tensors, used)
+    return PackedResult(header, packed, packed.nbytes, digest.hexdigest(), tensors, used)
 
 
 def _place(base: Base | None, name: str, tensor: str, extent: Extent) -> Place | None:

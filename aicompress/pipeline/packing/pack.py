@@ -6,14 +6,14 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from aicompress.checkpoint.header import packed_error
 from aicompress.checkpoint.packed.folder import everything
-from aicompress.checkpoint.packed.raw_header import RawHeader, read_raw_header
+from aicompress.checkpoint.packed.raw_header import read_raw_header
 from aicompress.checkpoint.packed.reader import is_packed
-from aicompress.checkpoint.packed.writer import FileWriter, PackedFile
+from aicompress.checkpoint.packed.writer import FileWriter
 from aicompress.checkpoint.place import shared_mode
 from aicompress.pipeline.packing.coding import PackedResult, counted, pack_file
 from aicompress.pipeline.packing.plan import Base, PackingPlan, left_out, packed_name, require_place
@@ -23,7 +23,7 @@ from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.made import Direction, PackingRecipe
-from aicompress.report.model import Report
+from aicompress.report.model import LayerRow, Report
 
 
 def make_plan(source: str | Path, destination: Destination, base: str | Path | None = None) -> PackingPlan:
@@ -47,46 +47,36 @@ def make_plan(source: str | Path, destination: Destination, base: str | Path | N
     return plan
 
 
-@dataclass(frozen=True)
-class _Coded:
-    """What packing the files of a plan gave: by name of the input's files."""
-
-    headers: Mapping[str, RawHeader]
-    results: Mapping[str, PackedResult]
-    files: Mapping[str, PackedFile]
-
-    @property
-    def tensors(self) -> Tensors:
-        stored = {name: {key: each.nbytes for key, each in r.tensors.items()} for name, r in self.results.items()}
-        return Tensors(self.headers, stored)
-
-    def plan_of(self, plan: PackingPlan) -> PackingPlan:
-        """The plan with what is known now."""
-        coded = {name: result.tensors for name, result in self.results.items()}
-        rows = plan_rows(rows_of(self.tensors, coded))
-        return replace(
-            plan,
-            nbytes={plan.names[file]: self.results[plan.source.name_of(file)].nbytes for file in plan.source.files},
-            rows=rows,
-            unchanged=sum(len(header.extents) for header in self.headers.values()) - len(rows),
-            notes=notes_of(coded, self.headers),
-        )
+def _code(plan: PackingPlan, writer: FileWriter | None, progress: Progress) -> dict[str, PackedResult]:
+    """Pack every file, by its name; without a writer the bytes are only counted."""
+    files = {plan.source.name_of(file): (file, read_raw_header(file)) for file in plan.source.files}
+    done = counted(progress, [header for _, header in files.values()])
+    return {
+        name: pack_file(file, header, name, plan.base, (writer, plan.names[file]), done)
+        for name, (file, header) in files.items()
+    }
 
 
-def _code(plan: PackingPlan, writer: FileWriter | None, progress: Progress) -> _Coded:
-    """Pack every file; without a writer the bytes are only counted."""
-    headers = {plan.source.name_of(file): read_raw_header(file) for file in plan.source.files}
-    done = counted(progress, headers.values())
-    results, files = {}, {}
-    for file in plan.source.files:
-        name = plan.source.name_of(file)
-        files[name], results[name] = pack_file(file, headers[name], name, plan.base, (writer, plan.names[file]), done)
-    return _Coded(headers, results, files)
+def _told(plan: PackingPlan, results: Mapping[str, PackedResult]) -> tuple[PackingPlan, Tensors, list[LayerRow]]:
+    """The plan with what packing its files has shown, their tensors, and a row for every layer."""
+    headers = {name: result.header for name, result in results.items()}
+    coded = {name: result.tensors for name, result in results.items()}
+    stored = {name: {key: each.nbytes for key, each in tensors.items()} for name, tensors in coded.items()}
+    tensors = Tensors(headers, stored)
+    rows = rows_of(tensors, coded)
+    known = replace(
+        plan,
+        nbytes={plan.names[file]: results[plan.source.name_of(file)].nbytes for file in plan.source.files},
+        rows=plan_rows(rows),
+        unchanged=sum(len(header.extents) for header in headers.values()) - len(rows),
+        notes=notes_of(coded, headers),
+    )
+    return known, tensors, rows
 
 
 def measured(plan: PackingPlan, progress: Progress) -> PackingPlan:
     """The plan with the exact bytes of every file, which coding all of it tells; nothing is written."""
-    return _code(plan, None, progress).plan_of(plan)
+    return _told(plan, _code(plan, None, progress))[0]
 
 
 def run(plan: PackingPlan, options: Options) -> Report:
@@ -103,17 +93,15 @@ def run(plan: PackingPlan, options: Options) -> Report:
     )
     mode = shared_mode(file for each in inputs for file in each.files)
     with FileWriter(destination.path, destination.overwrite, mode) as writer, hashed as futures:
-        coded = _code(plan, writer, options.progress)
+        results = _code(plan, writer, options.progress)
         base = futures[0].result() if futures else {}
-        for name, packed in coded.files.items():
-            result = coded.results[name]
-            packed.finish(result.sha256, {file: base[file] for file in sorted(result.base)})
+        for result in results.values():
+            result.file.finish(result.sha256, {file: base[file] for file in sorted(result.base)})
         for relative in plan.source.side_files:
             if plan.source.folder is not None:
                 writer.add(relative, plan.source.folder / relative)
-        digest = {name: result.sha256 for name, result in coded.results.items()}
-        rows = rows_of(coded.tensors, {name: result.tensors for name, result in coded.results.items()})
-        timing = time.perf_counter() - begun, options
-        report = written(coded.plan_of(plan), writer, coded.tensors, (digest, writer.digests()), base, rows, timing)
+        digests = {name: result.sha256 for name, result in results.items()}, writer.digests()
+        known, tensors, rows = _told(plan, results)
+        report = written(known, writer, tensors, digests, base, rows, (time.perf_counter() - begun, options))
         writer.seal()
     return report
