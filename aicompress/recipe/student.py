@@ -98,7 +98,9 @@ class StudentShape(Section):
         if self.hidden is not None:
             score = "activation" if self.score == "obs" else self.score
             configs.append(HiddenConfig(**_sized(self.hidden, "hidden_size"), score=score))
-        if self.heads is not None:  # last: what config.json of BERT or GPT-2 cannot say then, no further cut has to read
+        if (
+            self.heads is not None
+        ):  # last: what config.json of BERT or GPT-2 cannot say then, no further cut has to read
             configs.append(HeadsConfig(**_sized(self.heads, "heads"), **units))
         reads = [self.score != "norm" and not isinstance(config, DepthConfig) for config in configs]
         return _pruning(configs, reads, data, seed)
