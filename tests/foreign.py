@@ -59,6 +59,14 @@ def _rounded(matrix: Tensor, bits: int, group: int, symmetric: bool) -> tuple[Te
     return codes.reshape(matrix.shape), zero, scale
 
 
+def decompressed(matrix: Tensor) -> Encoded:
+    """What compressed-tensors leaves of a weight of 8 bits that it has decompressed in memory."""
+    scale = matrix.abs().amax(1, keepdim=True) / 127
+    dense = (matrix / scale).round() * scale
+    beside = {".weight_scale": scale, ".weight_shape": torch.tensor(matrix.shape)}
+    return Encoded({".weight": dense, **beside}, dense)
+
+
 def gptq(bits: int = 4, group: int = 32, symmetric: bool = True, v2: bool = False, order: bool = False) -> Encode:
     """GPTQ: v1 stores zero points less one; with an order, columns belong to groups as `g_idx` says."""
 

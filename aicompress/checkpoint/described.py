@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint.compressed_tensors.entries import CT_SUFFIXES, ct_entries, rounded
+from aicompress.checkpoint.foreign.decompressed import DECOMPRESSED
 from aicompress.checkpoint.foreign.layout import ForeignTensors, ForeignWeight
 from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.foreign.recognize import (
@@ -143,7 +144,8 @@ def _rounds_inputs(settings: Mapping[str, Any]) -> bool:
     groups = settings.get("config_groups")
     known = [group for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
     activations = [each for group in known if isinstance(each := group.get("input_activations"), dict)]
-    return "activation_scheme" in settings or not all(rounded(each) for each in activations)
+    plain = settings.get("quantization_status") == DECOMPRESSED and bool(activations)  # weights that are no codes
+    return plain or "activation_scheme" in settings or not all(rounded(each) for each in activations)
 
 
 def _settings(source: Source) -> tuple[dict[str, Any], str | None]:

@@ -23,6 +23,7 @@ from tests.foreign import Encode, Encoded, write
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False}
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+CT = {"quant_method": "compressed-tensors", "config_groups": {}}
 MLX = {"quant_method": "mlx", "bits": 4, "group_size": 32}
 
 CASES: dict[str, tuple[Encode, dict[str, Any] | None, str]] = {
@@ -47,9 +48,10 @@ CASES: dict[str, tuple[Encode, dict[str, Any] | None, str]] = {
     "fp8, tensor": (foreign.fp8(None, None, ".weight_scale"), {"quant_method": "modelopt"}, "float8"),
     "fp8, bare scale": (foreign.fp8(name=".scale"), None, "float8"),
     "fp8, nothing said": (foreign.fp8(None, None, ".scale_weight"), None, "float8"),
-    "mxfp4": (foreign.mxfp4, {"quant_method": "compressed-tensors", "config_groups": {}}, "codebook"),
+    "mxfp4": (foreign.mxfp4, CT, "codebook"),
+    "decompressed": (foreign.decompressed, {**CT, "quantization_status": "decompressed"}, ""),
     "nvfp4": (foreign.nvfp4(), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "codebook"),
-    "nvfp4, divided": (foreign.nvfp4(True), {"quant_method": "compressed-tensors", "config_groups": {}}, "codebook"),
+    "nvfp4, divided": (foreign.nvfp4(True), CT, "codebook"),
     **{f"mlx, {bits} bits": (foreign.mlx(bits), {**MLX, "bits": bits}, "") for bits in (1, 2, 3, 4, 5, 6, 8)},
     "mlx, mxfp4": (foreign.mlx(4, 32, "mxfp4"), {**MLX, "mode": "mxfp4"}, "codebook"),
     "mlx, mxfp8": (foreign.mlx(8, 32, "mxfp8"), {**MLX, "bits": 8, "mode": "mxfp8"}, ""),
@@ -108,7 +110,7 @@ def test_decodes_to_what_the_layout_says(tmp_path: Path, case: str) -> None:
 
 
 def test_every_layout_has_a_case() -> None:
-    tried = {"gptq", "awq", "bitsandbytes", "float8", "mxfp4", "nvfp4", "mxfp6", "mlx", "reordered"}
+    tried = {"gptq", "awq", "bitsandbytes", "float8", "mxfp4", "nvfp4", "mxfp6", "mlx", "reordered", "decompressed"}
     assert set(layouts()) == tried
 
 

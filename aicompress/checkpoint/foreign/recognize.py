@@ -51,7 +51,7 @@ def foreign_weights(stored: ForeignTensors, method: str | None, where: str) -> d
         CheckpointError: a weight is stored in two ways.
     """
     weights: dict[str, ForeignWeight] = {}
-    if not any(_may_be_packed(spec) for spec in stored.specs.values()):
+    if method is None and not any(_may_be_packed(spec) for spec in stored.specs.values()):
         return weights
     for layout in layouts().values():
         if method is not None and method not in layout.methods:
