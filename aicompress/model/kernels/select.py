@@ -147,16 +147,15 @@ def fast_linear(
 def _low_rank(
     weight: LowRank, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool, shared: bool
 ) -> FastLinear:
-    """Two products, or the one that they make: a second call takes longer than a few multiply-adds that it saves."""
+    """Two products; where a second call takes longer than what they save, also the one that they make."""
     inner, outer = weight.inner, weight.out
     plain = isinstance(inner, Dense) and isinstance(outer, Dense)
     size, products = math.prod(weight.shape), weight.rank * sum(weight.shape)
-    one: FastLinear | None = None
-    if keep and (resident or (plain and not shared)) and (3 * products > 2 * size or size <= SMALL):
+    one = None
+    if keep and (resident or (plain and not shared)) and size <= 2 * SMALL:
         one = _multiplied_out(weight, bias, dtype, plain)
-        if 3 * products > 2 * size:
+        if 10 * products > 9 * size:
             return one
-        one = one if isinstance(one, Bfloat16Linear) else None  # a second call in float32 takes too little to save
     if isinstance(inner, Dense) and isinstance(outer, Dense):
         return _two_products(inner.matrix.to(dtype), outer.matrix.to(dtype), bias, keep, one)
     first = fast_linear(inner, None, dtype, resident, keep)
@@ -175,11 +174,11 @@ def _multiplied_out(weight: Weight, bias: Tensor | None, dtype: torch.dtype, pla
 
 
 def _two_products(
-    right: Tensor, left: Tensor, bias: Tensor | None, keep: bool, one: FastLinear | None
+    right: Tensor, left: Tensor, bias: Tensor | None, keep: bool, one: FastLinear | None = None
 ) -> LowRankLinear:
     """Two plain factors; what else is held of them for few inputs or many is so if `keep`."""
     if right.dtype is not torch.bfloat16 or not has_fast_bfloat16():
-        return LowRankLinear(PlainLinear(turned(right), None), PlainLinear(turned(left), bias))
+        return LowRankLinear(PlainLinear(turned(right), None), PlainLinear(turned(left), bias), one=one)
     (rank, columns), out = right.shape, len(left)
     few = (turned(right.float()), turned(left.float())) if keep and rank * (out + columns) <= SMALL // 2 else None
     tiled = keep and fits_tiles(out, rank, columns) and tile_products() is not None

@@ -9,8 +9,10 @@ from torch import Tensor
 from aicompress.model.kernels.amx import TiledFactors
 from aicompress.model.kernels.linear import FEW, Bfloat16Linear, FastLinear, PlainLinear, refuse_gradients
 
-SAVED = 16 << 20  # multiply-adds of a thread that make up for a second call
+SAVED = 16 << 20  # multiply-adds of a thread that make up for a second call in bfloat16
 SAVED_IN_TILES = 6 << 20  # the same where both products are one call, which oneDNN's outruns otherwise
+SAVED_WIDE = 5 << 15  # the same in float32
+READING = 4  # rows whose multiply-adds take as long as it takes to read the weights
 FEW_ROWS = 8  # of inputs in bfloat16, of which more are over sooner in tiles
 
 
@@ -34,6 +36,8 @@ class LowRankLinear(FastLinear):
         one: a product with the matrix that they make, for inputs of which two products save little; None: none.
     """
 
+    one: FastLinear | None
+
     def __init__(
         self,
         right: FastLinear,
@@ -48,17 +52,21 @@ class LowRankLinear(FastLinear):
         self.kernel = f"low rank: {right.kernel}, {left.kernel}"
         self._plain = type(right) is type(left) and type(left) in (PlainLinear, Bfloat16Linear)
         self.few, self.few_bias, self._few_inputs = few, None, 0
-        self.many, self.one = many, one
+        self.many = many
         saved = self.out_features * self.in_features - right.out_features * (self.out_features + self.in_features)
-        alike = (SAVED if many is None else SAVED_IN_TILES) // max(1, saved)  # rows of a thread
-        self._alike = alike * self.in_features
+        enough = SAVED_WIDE if isinstance(one, PlainLinear) else SAVED if many is None else SAVED_IN_TILES
+        alike = enough // max(1, saved)  # rows of a thread, of which two products take as long as one
+        self._alike, self._reading = alike * self.in_features, READING * self.in_features
+        rows = alike * torch.get_num_threads() - READING
+        # Found at once so: to look a module up takes a tenth of a small product.
+        self.__dict__["one"] = one if rows > 0 else None
         if few is not None:
-            rows = min(FEW_ROWS, FEW // sum(factor.numel() for factor in few))
+            least = min(FEW_ROWS, FEW // sum(factor.numel() for factor in few))
             self.few_bias = None if self.bias is None else self.bias.detach().float()
-            self._few_inputs = rows * self.in_features
-            self.kernel += f", float32 up to {rows} rows"
-        if one is not None:
-            self.kernel += f", one product up to {alike} rows a thread"
+            self._few_inputs = least * self.in_features
+            self.kernel += f", float32 up to {least} rows"
+        if self.one is not None:
+            self.kernel += f", one product up to {rows} rows"
         if many is not None:
             self.kernel += f", tiles up to {many.most} rows"
 
@@ -70,12 +78,13 @@ class LowRankLinear(FastLinear):
         return self.multiply(x)
 
     def multiply(self, x: Tensor) -> Tensor:
-        if self.few is not None and x.numel() <= self._few_inputs:
+        numbers = x.numel()
+        if numbers <= self._few_inputs and self.few is not None:
             right, left = self.few
             return F.linear(F.linear(x.float(), right), left, self.few_bias).to(x.dtype)
-        if self.one is not None and x.numel() <= self._alike * torch.get_num_threads():
+        if self.one is not None and numbers + self._reading <= self._alike * torch.get_num_threads():
             return self.one.multiply(x)
-        if self.many is not None and x.dtype is torch.bfloat16 and self.many.serves(x.numel() // self.in_features):
+        if self.many is not None and x.dtype is torch.bfloat16 and self.many.serves(numbers // self.in_features):
             return self.many.multiply(x)
         return self.left.multiply(self.right.multiply(x))
 

@@ -168,7 +168,7 @@ def test_kernels_of_a_tied_model(tiny_llama: Path, tmp_path: Path, resident: boo
     model = load(path)
     kernels = model.aicompress_kernels
     assert kernels["model.embed_tokens.weight"].startswith("row gather, ")
-    assert kernels["model.layers.0.self_attn.q_proj.weight"] == "low rank: dense, dense"
+    assert kernels["model.layers.0.self_attn.q_proj.weight"].startswith("low rank: dense, dense")
     assert len(kernels) == 22
     reference = load(path, kernels="reference")
     assert relative(model(IDS).logits, reference(IDS).logits) < 0.05
