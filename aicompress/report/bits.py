@@ -8,24 +8,18 @@ from typing import Any
 from aicompress.report import numbers
 from aicompress.report.model import Report
 from aicompress.report.numbers import DASH
-from aicompress.report.table import Cell, Column, Table
+from aicompress.report.table import Cell, Table, columns
 
 KILO = 1000  # bytes that a price is for
 
 
 def table(report: Report) -> Table:
     """A row per unit of layers that got one width; empty for a step that did not search."""
-    columns = (
-        Column("layers"),
-        Column("bits", True),
-        Column("group", True),
-        Column("bytes", True),
-        Column("loss", True),
-        Column("losses by bits and group", optional=True),
-        Column("a width less adds, per KB", True),
-        Column("a width more saves, per KB", True),
-    )
-    return Table("Bits", columns, tuple(_row(unit) for unit in report.bits.get("units", ())))
+    headings = columns(
+        "layers", "bits:", "group:", "bytes:", "loss:", "losses by bits and group?", "a width less adds, per KB:",
+        "a width more saves, per KB:",
+    )  # fmt: skip
+    return Table("Bits", headings, tuple(_row(unit) for unit in report.bits.get("units", ())))
 
 
 def legend(report: Report) -> str:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from aicompress.report import markdown, numbers, quality
 from aicompress.report.model import Report
 from aicompress.report.quality import Better, Figure, figures
-from aicompress.report.table import Cell, Column, Table
+from aicompress.report.table import Cell, Column, Table, columns
 
 PARETO_MARK = "●"
 
@@ -65,18 +65,9 @@ def comparison(reports: Sequence[Report]) -> Comparison:
 
 def table(compared: Comparison) -> Table:
     """The comparison as a table."""
-    columns = (
-        Column("name"),
-        Column("Pareto"),
-        Column("step"),
-        Column("weight bytes", True),
-        Column("size ratio", True),
-        Column("bits/weight", True),
-        *(Column(name, True) for name in compared.figures),
-        Column("latency ratio", True),
-        Column("time", True),
-    )
-    return Table("Comparison", columns, tuple(_cells(row, compared.figures) for row in compared.rows))
+    headings = columns("name", "Pareto", "step", "weight bytes:", "size ratio:", "bits/weight:")
+    headings += (*(Column(name, True) for name in compared.figures), *columns("latency ratio:", "time:"))
+    return Table("Comparison", headings, tuple(_cells(row, compared.figures) for row in compared.rows))
 
 
 def to_markdown(compared: Comparison) -> str:

@@ -23,6 +23,7 @@ from aicompress.model.architecture.small_models.reduced_model import (
     HEAD,
     HIDDEN_FIELDS,
     NEURONS,
+    SPECIAL,
     VOCABULARY,
     started,
     with_short_windows,
@@ -139,5 +140,4 @@ def _reduced(architecture: Architecture, attention: Attention) -> dict[str, Any]
             continue
         edited = with_value(config, field, [size] * len(present) if isinstance(present, list) else size)
         config = edited if is_taken(edited) else config  # or bound to other numbers
-    special = ("pad_token_id", "bos_token_id", "eos_token_id")
-    return {**config, **dict.fromkeys((name for name in special if name in config), 0)}
+    return {**config, **dict.fromkeys((name for name in SPECIAL if name in config), 0)}

@@ -13,7 +13,7 @@ from aicompress.model.architecture.architecture import Architecture, keep_blocks
 from aicompress.model.architecture.attention import Attention, HeadCount, HeadTensor
 from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, fields, with_value
 from aicompress.model.architecture.shapes import build
-from aicompress.model.architecture.small_models.reduced_model import with_short_windows
+from aicompress.model.architecture.small_models.reduced_model import SPECIAL, with_short_windows
 from aicompress.model.loading.definitions.definition import refusing
 
 VOCABULARY, NEURONS = 32, 8
@@ -48,8 +48,7 @@ def _tiny_config(architecture: Architecture) -> dict[str, Any]:
     for names, value in ((WIDTH_FIELDS, NEURONS), (("vocab_size",), VOCABULARY)):
         for field in fields(config, names):
             config = with_value(config, field, value)
-    specials = ("pad_token_id", "bos_token_id", "eos_token_id")
-    return {**config, **dict.fromkeys((name for name in specials if name in config), 0)}
+    return {**config, **dict.fromkeys((name for name in SPECIAL if name in config), 0)}
 
 
 def _same(

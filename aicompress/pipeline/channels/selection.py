@@ -23,7 +23,7 @@ from aicompress.model.channels.saliency import Batch, saliencies
 from aicompress.pipeline.channels.example_inputs import example
 from aicompress.pipeline.channels.narrowing import Draft, expressed
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.step.survey import Survey
+from aicompress.pipeline.step.survey import Survey, SurveyResult
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ class ChannelChoice:
             return None
         what = f"{kind} of {sum(group.size for group in self.groups)} channels in {len(self.groups)} groups"
 
-        def measure(progress: Progress) -> dict[str, Tensor]:
-            return {f"saliency.{number}": each for number, each in enumerate(self._saliencies(progress))}
+        def measure(progress: Progress) -> SurveyResult:
+            return SurveyResult({f"saliency.{n}": each for n, each in enumerate(self._saliencies(progress))})
 
-        measured = self.survey.result(what, self.draft.checkpoint, self.draft.recipe, measure)
+        measured = self.survey.recorded(what, self.draft.checkpoint, self.draft.recipe, measure).tensors
         return [measured[f"saliency.{number}"] for number in range(len(self.groups))]
 
     def _saliencies(self, progress: Progress) -> list[Tensor]:
@@ -168,13 +168,13 @@ class ChannelChoice:
         first = self.samples and self.samples.batches[0][0]
         speed = Speed(self.draft.module, example(self.draft.module, first, settings.input_shape))
 
-        def measure(progress: Progress) -> dict[str, Tensor]:
+        def measure(progress: Progress) -> SurveyResult:
             progress("network", 0, 1)
             choice = self.pruner.choose(channels, self._within(settings.limits, speed))
-            return {f"units.{number}": torch.tensor(units) for number, units in enumerate(choice)}
+            return SurveyResult({f"units.{number}": torch.tensor(units) for number, units in enumerate(choice)})
 
         what = f"forward times of the network with fewer channels in {len(self.groups)} groups"
-        measured = self.survey.result(what, self.draft.checkpoint, self.draft.recipe, measure)
+        measured = self.survey.recorded(what, self.draft.checkpoint, self.draft.recipe, measure).tensors
         return [measured[f"units.{number}"].tolist() for number in range(len(self.groups))]
 
     def _within(self, limits: Limits, speed: Speed | None) -> Callable[[KeptUnits], bool]:

@@ -28,8 +28,6 @@ from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 
-Measure = Callable[[Progress], Mapping[str, Tensor]]
-
 
 @dataclass(frozen=True)
 class SurveyResult:
@@ -64,22 +62,17 @@ class Survey:
     progress: Progress = lambda what, done, total: None
     measured: list[str] = field(default_factory=list)
 
-    def result(self, what: str, checkpoint: Checkpoint, recipe: Recipe, measure: Measure) -> dict[str, Tensor]:
-        """The tensors that `measure` gives, or those that a dry run of the same step kept.
+    def recorded(
+        self, what: str, checkpoint: Checkpoint, recipe: Recipe, measure: Callable[[Progress], SurveyResult]
+    ) -> SurveyResult:
+        """What `measure` gives, or what a dry run of the same step kept.
+
+        Several processes measure together; the first one's file decides for all of them whether they have to.
 
         Args:
             what: the measurement in a few words, such as "influence of 24 blocks"; part of what tells it from others.
             checkpoint, recipe: of the step.
-            measure: (progress) -> tensors by name.
-        """
-        return dict(self.recorded(what, checkpoint, recipe, lambda progress: SurveyResult(measure(progress))).tensors)
-
-    def recorded(
-        self, what: str, checkpoint: Checkpoint, recipe: Recipe, measure: Callable[[Progress], SurveyResult]
-    ) -> SurveyResult:
-        """The same with the record of the calibration data.
-
-        Several processes measure together; the first one's file decides for all of them whether they have to.
+            measure: told of progress.
         """
         team = processes(torch.device("cpu"))
         path = cache_folder() / f"{_key(what, checkpoint, recipe)}.safetensors"

@@ -84,25 +84,24 @@ class UnitChoice(StepInput, Generic[U, L]):
         what = f"{' and '.join(sorted(self.pruner.reads))} of {units} {self.pruner.unit.plural}, {left} of which stay"
         measured = self.request.survey.recorded(what, self.checkpoint, self.recipe, self._survey)
         importance = [measured.tensors[f"importance.{number}"] for number in range(len(self.structures))]
-        return self._scored(Scores(importance, measured.record))
+        return self._scored((importance, measured.record))
 
     def run_edit(self, progress: Progress) -> Edit:
         """What changes, with the units that stay, chosen now that the step runs."""
         return self._scored(self._scores(progress)) if self._measured else self._edit(self._kept(self.structures), {})
 
     def _survey(self, progress: Progress) -> SurveyResult:
-        scores = self._scores(progress)
-        return SurveyResult({f"importance.{n}": each for n, each in enumerate(scores.importance)}, scores.record)
+        importance, record = self._scores(progress)
+        return SurveyResult({f"importance.{n}": each for n, each in enumerate(importance)}, record)
 
     def _scores(self, progress: Progress) -> Scores:
         return self.unit.scores(self.layout, self.sizes, self._measurement(), self.pruner.reads, progress)
 
     def _scored(self, scores: Scores) -> Edit:
         structures = [
-            replace(structure, importance=each)
-            for structure, each in zip(self.structures, scores.importance, strict=True)
+            replace(structure, importance=each) for structure, each in zip(self.structures, scores[0], strict=True)
         ]
-        return self._edit(self._kept(structures), scores.record)
+        return self._edit(self._kept(structures), scores[1])
 
     def _kept(self, structures: Sequence[Structure]) -> Kept:
         return {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from aicompress.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ from aicompress.methods.prune.units.size_targets import Target, TargetedConfig
 from aicompress.methods.structural import AnyPruner
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.output import Output, Planned
-from aicompress.pipeline.step.survey import Survey
+from aicompress.pipeline.step.survey import Survey, SurveyResult
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.recipe import Recipe
 
@@ -159,15 +159,13 @@ def largest_size(search: SizeSearch, survey: Survey, checkpoint: Checkpoint, rec
     if search.target != "target_latency":
         return search.largest()
 
-    def measure(progress: Progress) -> dict[str, Tensor]:
+    def measure(progress: Progress) -> SurveyResult:
         progress("layers", 0, 1)
         size = search.largest()
-        return {
-            "units": torch.tensor([size.kept, size.of]),
-            "seconds": torch.tensor([size.cost, size.whole], dtype=torch.float64),
-        }
+        seconds = torch.tensor([size.cost, size.whole], dtype=torch.float64)
+        return SurveyResult({"units": torch.tensor([size.kept, size.of]), "seconds": seconds})
 
-    measured = survey.result("forward times of the layers, by their sizes", checkpoint, recipe, measure)
+    measured = survey.recorded("forward times of the layers, by their sizes", checkpoint, recipe, measure).tensors
     kept, of = measured["units"].tolist()
     cost, whole = measured["seconds"].tolist()
     return AllowedSize(kept, of, cost, whole)

@@ -30,6 +30,7 @@ from aicompress.pipeline.structured.reading import layers_of
 from aicompress.weights import TensorSpec
 
 Kept = Mapping[int, tuple[int, ...]]  # the units that stay, by the structure's place
+Scores = tuple[Sequence[Tensor], Mapping[str, Any]]  # importance (units,) of each structure, and the record of the data
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,6 @@ class UnitLayout:
 
     structures: tuple[Structure, ...]
     architecture: Architecture
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Importance of units, measured on the running model before any of them goes.
-
-    Attributes:
-        importance: (units,) of each structure.
-        record: where the calibration samples came from, for the report.
-    """
-
-    importance: Sequence[Tensor]
-    record: Mapping[str, Any]
 
 
 U = TypeVar("U", bound=Unit)

@@ -80,7 +80,7 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
             importance = scores.gradients()
         else:
             importance = scores.influences(layout.stack.size - sizes[0] if layout.one_by_one else 0)
-        return Scores((importance,), scores.record())
+        return (importance,), scores.record()
 
     def edit(self, layout: StackLayout, sizes: Sequence[int], kept: Kept) -> Edit:
         """Drop the tensors of the other blocks, and rename those of the blocks that stay.

@@ -105,7 +105,7 @@ class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
         progress("experts", 0, 1)
         totals = Routing(paths).measure(BlockRun(model, loader, inputs.batches, team))
         importance = [_scores(totals[path], "reap" in reads) for path in paths]
-        return Scores(importance, record_of_data(inputs.sources, team.size))
+        return importance, record_of_data(inputs.sources, team.size)
 
     def edit(self, layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> Edit:
         """Drop the tensors of the other experts or their part of merged ones, and number those that stay anew."""
