@@ -195,7 +195,7 @@ def test_target_latency_is_met_by_more_channels_the_more_time_there_is(
         given = recipe(factory("Wide"), target_latency=share, multiple=64, input_shape=(1, 8, 8))
         found, report = prune(source, tmp_path / f"{share}.safetensors", given)
         sizes.append(report.after.parameters)
-        assert timed(Speed(found.module, None), found.kept) <= share
+        assert timed(Speed(found.choice.draft.module, None), found.kept) <= share
     assert sizes[0] < sizes[1] < report.before.parameters
 
 
@@ -203,7 +203,7 @@ def test_widths_are_timed_once(tmp_path: Path) -> None:
     source = make_file(tmp_path / "in.safetensors", lively(Wide()))
     given = recipe(factory("Wide"), keep=0.5, multiple=64, input_shape=(1, 8, 8))
     found, _ = prune(source, tmp_path / "out.safetensors", given)
-    speed = Speed(found.module, torch.randn(2, 1, 8, 8))
+    speed = Speed(found.choice.draft.module, torch.randn(2, 1, 8, 8))
     assert speed.ratio(found.kept) == speed.ratio(found.kept) > 0  # out of its table
 
 

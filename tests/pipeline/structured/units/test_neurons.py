@@ -172,7 +172,7 @@ def test_scores_of_merged_experts_by_hand(tmp_path: Path) -> None:
     experts = model.model.layers[0].mlp.experts
     gate_up = torch.cat([experts.gate_up_proj, experts.gate_up_proj_bias[:, None]], dim=1)  # (experts, in, 2 neurons)
     norms = gate_up[:, :, ::2].norm(dim=1) * gate_up[:, :, 1::2].norm(dim=1) * experts.down_proj.norm(dim=2)
-    kept = made.pruner.keep(structure, made.edit.sizes[0])
+    kept = made.choice.pruner.keep(structure, made.edit.sizes[0])
     assert [unit // 48 for unit in kept] == [expert for expert in range(3) for _ in range(8)]
     for expert in range(3):
         best = set((48 * expert + norms[expert].topk(8).indices).tolist())
