@@ -92,7 +92,7 @@ bench-distill: $(READY) ## students, healing and stored outputs: BENCH="--model 
 bench-startup: $(READY) ## time of a step on a small input against that of its imports
 	$(BIN)/python -m scripts.bench.startup --folder $(BUILD)/bench $(BENCH)
 
-bench-loaded: $(READY) ## time of 4-bit models of three sizes against dense ones, by number of tokens
+bench-loaded: $(READY) ## time of compressed models of three sizes against dense ones, by number of tokens
 	$(BIN)/python -m scripts.bench.loaded --folder $(BUILD)/bench $(BENCH)
 
 bench-pack: $(READY) ## size and speed of pack and unpack beside zstd and a copy: BENCH="--model M"

@@ -1,10 +1,11 @@
-"""Time of a quantized model as `aicompress.load` runs it, against the dense one, by number of tokens.
+"""Time of a compressed model as `aicompress.load` runs it, against the dense one, by number of tokens.
 
     python -m scripts.bench.loaded --folder build/bench
 
-Random Llamas of 7, 22 and 135 million parameters, in float32 and bfloat16, with weights of 4 and 8 bits, and of 8 bits
-with rounded inputs; passes of both are timed in turn. Prints a
-Markdown table: the kernels that `load` chose, and the median of the ratios with its 95 % interval.
+Random Llamas of 7, 22 and 135 million parameters, in float32 and bfloat16, with weights of 4 and 8 bits, of 8 bits with
+rounded inputs, and as factors that keep four fifths and half of the parameters; passes of both are timed in turn, on as
+many threads as OMP_NUM_THREADS says. Prints a Markdown table: the kernels that `load` chose, and the median of the
+ratios with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from aicompress.recipe import load as load_recipe
 
 SIZES = {"7M": (256, 6), "22M": (384, 10), "135M": (576, 30)}  # hidden width, layers
 VOCABULARY = 4096
-RECIPES = {"rtn-w4": ["method.group_size=32"], "rtn-w8": [], "w8a8": []}
+RECIPES = {
+    "rtn-w4": ("quantize/rtn-w4", ["method.group_size=32"]),
+    "rtn-w8": ("quantize/rtn-w8", []),
+    "w8a8": ("quantize/w8a8", []),
+    "keep-0.8": ("factorize/svd-keep", ["method.keep=0.8"]),
+    "keep-0.5": ("factorize/svd-keep", ["method.keep=0.5"]),
+}
 TOKENS = ((1, 1), (1, 16), (1, 64), (8, 64))  # batch, length
 
 
@@ -64,14 +71,17 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     options = parser.parse_args()
     shown = " | ".join(f"{batch} x {length} tokens" for batch, length in TOKENS)
+    print(f"{torch.get_num_threads()} threads\n")
     print(f"| parameters, recipe | dtype | kernels | {shown} |\n|---|---|---|{'---|' * len(TOKENS)}")
     for name, recipe in product(options.sizes, options.recipes):
         dense, compressed = options.folder / "loaded" / name, options.folder / "loaded" / f"{name}-{recipe}"
         if not dense.exists():
             write(dense, *SIZES[name])
         if not compressed.exists():
-            read = load_recipe(f"quantize/{recipe}", "quantize", RECIPES[recipe])
-            run(make_plan(dense, Destination(compressed), read, "quantize"), Options(latency="off"))
+            name_of_recipe, overrides = RECIPES[recipe]
+            command = name_of_recipe.partition("/")[0]
+            read = load_recipe(name_of_recipe, command, overrides)
+            run(make_plan(dense, Destination(compressed), read, command), Options(latency="off"))
         print("\n".join(rows(f"{name}, {recipe}", dense, compressed, options.rounds)), flush=True)
 
 
