@@ -30,8 +30,6 @@ class Flags:
     latency: Mode = "auto"
     quiet: bool = False
     as_json: bool = False
-    stats: tuple[Path, ...] = ()
-    allow_code: bool = False
 
 
 def command_for(name: str, summary: str, default: str | None = None) -> Callable[..., None]:
@@ -60,36 +58,24 @@ def command_for(name: str, summary: str, default: str | None = None) -> Callable
         quiet: o.Quiet = False,
         as_json: o.AsJson = False,
     ) -> None:
-        shown = (quiet, as_json, tuple(stats), allow_code)
-        flags = Flags(dry_run, overwrite, resume, max_shard_size, latency, *shown)
+        from aicompress import recipe as recipes
+        from aicompress.pipeline import steps
+        from aicompress.pipeline.calibration.request import Request
+        from aicompress.pipeline.step.options import Options
+        from aicompress.pipeline.step.survey import Survey
+        from aicompress.pipeline.step.workers import is_first
+
+        flags = Flags(dry_run, overwrite, resume, max_shard_size, latency, quiet, as_json)
         preset = [] if effort is None else [f"effort={effort}"]
-        run(
-            name,
-            (source, adapter),
-            out,
-            (chosen(recipe, default), [*with_data(overrides, text, drawn), *preset]),
-            flags,
-        )
+        loaded = recipes.load(chosen(recipe, default), name, [*with_data(overrides, text, drawn), *preset])
+        survey = Survey(keep=dry_run, progress=reporter(quiet or not is_first()))
+        request = Request(allow_code, tuple(stats), survey)
+        planned = steps.make_plan(adapted(source, adapter), destination(out, flags), loaded, name, request)
+        options = Options(resume, latency, reporter(quiet or not is_first()), started=STARTED)
+        conclude(planned, flags, lambda: steps.run(planned, options))
 
     command.__doc__ = summary
     return command
-
-
-def run(command: str, source: tuple[str, list[str]], out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
-    """Plan a step and print the plan, or run it and print its report; `source` is IN with the adapters to merge."""
-    from aicompress import recipe as recipes
-    from aicompress.pipeline import steps
-    from aicompress.pipeline.calibration.request import Request
-    from aicompress.pipeline.step.options import Options
-    from aicompress.pipeline.step.survey import Survey
-    from aicompress.pipeline.step.workers import is_first
-
-    loaded = recipes.load(recipe[0], command, recipe[1])
-    survey = Survey(keep=flags.dry_run, progress=reporter(flags.quiet or not is_first()))
-    request = Request(flags.allow_code, flags.stats, survey)
-    planned = steps.make_plan(adapted(*source), destination(out, flags), loaded, command, request)
-    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), started=STARTED)
-    conclude(planned, flags, lambda: steps.run(planned, options))
 
 
 def chosen(recipe: str | None, default: str | None) -> str:

@@ -56,7 +56,7 @@ def command(
     from aicompress.pipeline.step.workers import is_first
     from aicompress.recipe.distillation import load
 
-    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency, quiet, as_json, allow_code=allow_code)
+    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency, quiet, as_json)
     loaded = load(chosen(recipe, "distill/kl"), with_data(overrides, text))
     given, place = adapted(source, adapter), destination(out, flags)
     of_itself = (loaded.student is not None and loaded.mean_teacher is None) or loaded.iterate is not None

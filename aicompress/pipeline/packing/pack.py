@@ -16,9 +16,9 @@ from aicompress.checkpoint.packed.reader import is_packed
 from aicompress.checkpoint.packed.writer import FileWriter
 from aicompress.checkpoint.place import shared_mode
 from aicompress.pipeline.packing.coding import PackedResult, counted, pack_file
-from aicompress.pipeline.packing.plan import Base, PackingPlan, left_out, packed_name, require_place
+from aicompress.pipeline.packing.plan import Base, PackingPlan, packed_name, require_place
 from aicompress.pipeline.packing.results import Tensors, notes_of, plan_rows, rows_of, written
-from aicompress.pipeline.step.checks import require_room
+from aicompress.pipeline.step.checks import files_left_out, require_room
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination
@@ -42,7 +42,7 @@ def make_plan(source: str | Path, destination: Destination, base: str | Path | N
     if destination.single:
         names = dict.fromkeys(files.files, destination.path.name)
     recipe = PackingRecipe(method=Direction(name="pack"))
-    plan = PackingPlan(files, destination, recipe, opened, names, {}, warnings=tuple(left_out(files)))
+    plan = PackingPlan(files, destination, recipe, opened, names, {}, warnings=tuple(files_left_out(files)))
     require_room(destination.path, plan.side_bytes)
     return plan
 

@@ -16,7 +16,7 @@ from aicompress.checkpoint.packed.raw_header import Extent, RawHeader, read_raw_
 from aicompress.checkpoint.packed.reader import is_packed
 from aicompress.checkpoint.source import Source
 from aicompress.disk import require_writable
-from aicompress.errors import CheckpointError, Refused, listed, raise_all
+from aicompress.errors import CheckpointError, Refused, raise_all
 from aicompress.pipeline.step.checks import taken
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.made import PackingRecipe
@@ -169,9 +169,3 @@ def packed_name(name: str) -> str:
 def unpacked_name(name: str) -> str:
     """The name of the file that a packed one holds."""
     return f"{name.removesuffix(PACKED_SUFFIX)}{SUFFIX}" if name.endswith(PACKED_SUFFIX) else name
-
-
-def left_out(source: Source) -> list[str]:
-    """Warnings that name what is not taken along."""
-    kinds = {"not taken along": source.left_out, "links out of the folder, left out": source.outside}
-    return [f"{why}: {listed(files, 5)}" for why, files in kinds.items() if files]

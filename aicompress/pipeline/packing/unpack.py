@@ -14,9 +14,9 @@ from aicompress.checkpoint.place import shared_mode
 from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
 from aicompress.pipeline.packing.coding import counted, unpack_file
-from aicompress.pipeline.packing.plan import Base, PackingPlan, left_out, require_place, unpacked_name
+from aicompress.pipeline.packing.plan import Base, PackingPlan, require_place, unpacked_name
 from aicompress.pipeline.packing.results import Tensors, written
-from aicompress.pipeline.step.checks import require_room
+from aicompress.pipeline.step.checks import files_left_out, require_room
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination
@@ -59,7 +59,7 @@ def make_plan(source: str | Path, destination: Destination, base: str | Path | N
     nbytes = {names[each.path]: each.manifest.nbytes for each in opened}
     recipe = PackingRecipe(method=Direction(name="unpack"))
     plan = UnpackingPlan(
-        files, destination, recipe, None, names, nbytes, warnings=tuple(left_out(files)), packed=opened
+        files, destination, recipe, None, names, nbytes, warnings=tuple(files_left_out(files)), packed=opened
     )
     require_room(destination.path, plan.side_bytes + sum(nbytes.values()))
     return _with_base(plan, reference)

@@ -46,12 +46,16 @@ def left_out(checkpoint: Checkpoint, destination: Destination | None = None) -> 
     if destination is not None and destination.single and checkpoint.config is not None:
         lost = "OUT is one file: config.json and tokenizer are not taken along, and it loads as tensors alone"
         return [lost, *_decoded(checkpoint)]
-    kinds = {
-        "not taken along": checkpoint.source.left_out,
-        "links out of the folder, left out": checkpoint.source.outside,
-        "kept as they are, since sentence-transformers reads plain tensors there": checkpoint.source.part_weights,
-    }
-    return [f"{why}: {listed(files, 5)}" for why, files in kinds.items() if files] + _decoded(checkpoint)
+    kept, told = checkpoint.source.part_weights, files_left_out(checkpoint.source)
+    if kept:
+        told.append(f"kept as they are, since sentence-transformers reads plain tensors there: {listed(kept, 5)}")
+    return told + _decoded(checkpoint)
+
+
+def files_left_out(source: Source) -> list[str]:
+    """Warnings that name files of an input which are not taken along."""
+    kinds = {"not taken along": source.left_out, "links out of the folder, left out": source.outside}
+    return [f"{why}: {listed(files, 5)}" for why, files in kinds.items() if files]
 
 
 def _decoded(checkpoint: Checkpoint) -> list[str]:
