@@ -26,7 +26,7 @@ from aicompress.pipeline.evaluation.samples import (
     read_samples,
     require_tokens,
 )
-from aicompress.pipeline.evaluation.sequences import Sequences, encodes
+from aicompress.pipeline.evaluation.sequences import Sequences, encodes, unmasks
 from aicompress.pipeline.step.models.accepted_inputs import as_taken
 from aicompress.pipeline.step.models.running_model import Inputs, Running, encoder, placed
 from aicompress.pipeline.step.options import Progress
@@ -118,6 +118,7 @@ RUNS: Mapping[type[ModelOutputs], Callable[[Models, AnyMetric, Data, Any, Counte
 def _language_model(model: Running, metric: str) -> Callable[[Sequences], Tensor]:
     """Make a function of a language model: what it is given -> logits of the targets (batch, tokens, vocabulary)."""
     module, forced = model.module, encodes(model)
+    ahead = not forced and not unmasks(model)  # position t predicts token t + 1
     device = next(module.parameters()).device
 
     def run(given: Sequences) -> Tensor:
@@ -126,11 +127,11 @@ def _language_model(model: Running, metric: str) -> Callable[[Sequences], Tensor
         with input_errors_refused("evaluation text"):
             output = module(**{name: each.to(device) for name, each in inputs.items()}, use_cache=False)
         logits = getattr(output, "logits", None)
-        expected = given.targets.shape if forced else given.inputs["input_ids"].shape
+        expected = given.inputs["input_ids"].shape if ahead else given.targets.shape
         if logits is None or logits.ndim != 3 or logits.shape[:2] != expected:
             kind = type(module).__name__
             raise CheckpointError(f"{kind} gives no logits for every token", f"{metric} is measured on language models")
-        return logits if forced else logits[:, :-1]  # type: ignore[no-any-return]
+        return logits[:, :-1] if ahead else logits  # type: ignore[no-any-return]
 
     return run
 

@@ -1,4 +1,4 @@
-"""Tokens that models predict: windows of a text for decoders, sources and targets for an encoder with a decoder."""
+"""Tokens that models predict: windows of a text, masked ones, or sources and targets for an encoder with a decoder."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from aicompress.errors import CheckpointError, RecipeError
 from aicompress.metrics.outputs import NO_TOKEN
 from aicompress.pipeline.calibration.arguments import named_arguments
 from aicompress.pipeline.step.models.running_model import Running
+
+MASKED = 0.15  # of the tokens of a window
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ def encodes(model: Running) -> bool:
     return bool(getattr(getattr(model.module, "config", None), "is_encoder_decoder", False))
 
 
+def unmasks(model: Running) -> bool:
+    """Whether a model is a masked language model: it sees the token that it predicts unless that is masked."""
+    return type(model.module).__name__.endswith("ForMaskedLM")
+
+
 def sequences(models: Sequence[Running], data: Data) -> tuple[Sequences, SampleSource]:
     """Read what models predict, the same for all of them.
 
@@ -65,7 +72,7 @@ def sequences(models: Sequence[Running], data: Data) -> tuple[Sequences, SampleS
 
 def _sequences(model: Running, data: Data) -> tuple[Sequences, SampleSource]:
     if not encodes(model):
-        return _windows(model, data)
+        return _windows(model, data) if not unmasks(model) else _masked(model, data)
     if "labels" not in inspect.signature(model.module.forward).parameters:
         raise CheckpointError(f"a {type(model.module).__name__} predicts no tokens", "give the model with its head")
     if data.kind == "arrays":
@@ -73,13 +80,45 @@ def _sequences(model: Running, data: Data) -> tuple[Sequences, SampleSource]:
     return _of_halves(model, data) if data.labels is None else _of_rows(model, data)
 
 
-def _windows(model: Running, data: Data) -> tuple[Sequences, SampleSource]:
-    """Windows of which a decoder predicts all tokens but the first."""
+def _require_text(model: Running, data: Data) -> None:
+    """Refuse what only an encoder with a decoder takes.
+
+    Raises:
+        RecipeError: arrays, or rows with labels.
+    """
     if data.kind == "arrays" or data.labels is not None:
         told = f"{data.name} is given with `labels`" if data.labels is not None else f"{data.name} holds arrays"
         raise RecipeError(f"{told}, and {model.path} has no encoder to read beside them", "give text alone")
+
+
+def _windows(model: Running, data: Data) -> tuple[Sequences, SampleSource]:
+    """Windows of which a decoder predicts all tokens but the first."""
+    _require_text(model, data)
     ids, source = token_windows(data, model.tokenizer)
     return Sequences({"input_ids": ids}, ids[:, 1:]), source
+
+
+def _masked(model: Running, data: Data) -> tuple[Sequences, SampleSource]:
+    """Windows of which a masked language model predicts tokens that are masked, the same of every model (BERT, 3.1)."""
+    _require_text(model, data)
+    tokenizer: Any = needed(model.tokenizer)
+    if getattr(tokenizer, "mask_token_id", None) is None:
+        raise CheckpointError(
+            f"the tokenizer of {model.path} has no mask token", "set mask_token in tokenizer_config.json"
+        )
+    before, after = surrounding(tokenizer)
+    shorter = data.model_copy(update={"length": max(2, data.length - len(after))})
+    ids, source = token_windows(shorter, tokenizer)
+    start = len(before) if data.bos else 0
+    inner = ids.shape[1] - start
+    order = torch.rand(len(ids), inner, generator=torch.Generator().manual_seed(0)).argsort(1)
+    hidden = torch.zeros_like(ids, dtype=torch.bool).scatter_(
+        1, start + order[:, : max(1, round(MASKED * inner))], True
+    )
+    end = torch.tensor(after, dtype=torch.int64).expand(len(ids), -1)
+    read = torch.cat([ids.masked_fill(hidden, tokenizer.mask_token_id), end], dim=1)
+    targets = torch.cat([ids.masked_fill(~hidden, NO_TOKEN), torch.full_like(end, NO_TOKEN)], dim=1)
+    return Sequences({"input_ids": read}, targets), source
 
 
 def _of_halves(model: Running, data: Data) -> tuple[Sequences, SampleSource]:

@@ -2,16 +2,27 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, WhisperConfig, WhisperForConditionalGeneration
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
+from aicompress.data import Data
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.pipeline.evaluation.run import evaluate
+from aicompress.pipeline.evaluation.sequences import sequences
+from aicompress.pipeline.step.models.running_model import Setting
 from aicompress.recipe.evaluation import EvalRecipe, recipe_class
 from tests import checkpoints
 from tests.model.compressed import compress, integers
@@ -118,3 +129,25 @@ def test_no_sentence_embedding_is_asked_of_a_decoder(tiny_t5: Path, heldout_file
     with pytest.raises(CheckpointError, match="gives a sentence no embedding") as refusal:
         evaluate(str(tiny_t5), [str(tiny_t5)], recipe)
     assert "`-r eval/language-model`" in refusal.value.hint
+
+
+def test_a_masked_language_model_predicts_what_it_does_not_see(
+    tiny_bert: Path, heldout_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "bert")
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig.from_pretrained(tiny_bert, initializer_range=0.5)).eval()
+    model.save_pretrained(tmp_path / "bert")
+    running = Setting().start(str(tmp_path / "bert"))
+    data = Data(text=str(heldout_file), samples=5, length=34)
+    read, _ = sequences([running], data)
+    ids, asked = read.inputs["input_ids"], read.targets != -100
+    mask = running.tokenizer.mask_token_id  # type: ignore[union-attr]
+    assert ids.shape == read.targets.shape == (5, 34)
+    assert torch.equal(ids == mask, asked)
+    assert asked.sum(1).tolist() == [5] * 5  # 15 % of 32, between [CLS] and [SEP]
+    report = evaluate(str(tmp_path / "bert"), [], asking(text=str(heldout_file), samples=5, length=34))
+    with torch.no_grad():
+        loss = float(model(input_ids=ids, labels=read.targets).loss)
+    assert report.quality["perplexity"]["n"] == 25
+    assert report.quality["perplexity"]["value"] == pytest.approx(math.exp(loss), rel=1e-5)
