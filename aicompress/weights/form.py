@@ -28,10 +28,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @classmethod
     def of(cls, tensor: Tensor) -> Self:
@@ -71,6 +68,8 @@ class Weight(ABC):
     aliases: ClassVar[bool] = False  # whether it is another parameter's weight, with nothing of its own
     # Of its parts, where it has some: the outer one is given what the inner one gives.
     is_product: ClassVar[bool] = True
+    # By fields that hold weights, what the suffixes of their tensors begin with: '' of that with the primary tensor.
+    prefixes: ClassVar[Mapping[str, str]] = {}
     # Suffixes of its own tensors that say how its codes are read: scales, zero points, tables, factors of columns.
     scales: ClassVar[frozenset[str]] = frozenset()
 
@@ -155,6 +154,14 @@ class Weight(ABC):
     def symbols(self) -> dict[str, Symbols]:
         """Those of `tensors()` that hold codes, indices or a mask, by suffix; none of a form made of others."""
         return {}
+
+    @classmethod
+    def of_part(cls, name: str, tensors: Mapping[str, Nested]) -> dict[str, Nested]:
+        """Of the tensors of a weight those of what a field of it holds, under the suffixes that they have there."""
+        if prefix := cls.prefixes[name]:
+            return unnest(prefix, tensors)
+        others = set(cls.prefixes.values())
+        return {suffix: tensor for suffix, tensor in tensors.items() if suffix.partition("_")[0] not in others - {""}}
 
     def scale_suffixes(self) -> frozenset[str]:
         """Suffixes of the tensors, of its own and of the weights inside it, that say how codes are read."""
@@ -270,17 +277,6 @@ def require_dtype(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
     """
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} is {tensor.dtype}, where {' or '.join(map(str, dtypes))} is stored")
-
-
-def require_bits(bits: int) -> int:
-    """Refuse a width of codes that is not stored.
-
-    Raises:
-        ValueError: it is not 1 to 8.
-    """
-    if not 1 <= bits <= 8:
-        raise ValueError(f"codes of {bits:.6g} bits")
-    return bits
 
 
 def outline_nbytes(weight: Weight) -> int:

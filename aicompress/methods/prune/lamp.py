@@ -52,12 +52,12 @@ def pieces(candidate: Candidate[LampConfig], config: LampConfig) -> list[Callabl
     weights of one range of magnitudes are read and sorted at a time. Equal weights count one after the other.
     """
     counts = _histogram(candidate.parts)
-    held = ranges(counts)
+    held = [(low, high, int(counts[low:high].sum())) for low, high in ranges(counts)]
     above = {0: 0.0}  # Σ v² of the ranges before each
 
     def scores(number: int) -> Tensor:
-        low, high = held[number]
-        sizes = torch.empty(int(counts[low:high].sum()))
+        low, high, size = held[number]
+        sizes = torch.empty(size)
         _gather(sizes, candidate.parts, low, high)
         sizes.numpy().sort()  # in place, and without the places, which take twice the weights' own memory
         zeros = int((sizes == 0).sum())

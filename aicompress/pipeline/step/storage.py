@@ -6,8 +6,9 @@ Then each compressed parameter is read back and coded, and the weight files are 
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,7 +33,9 @@ from aicompress.weights import TensorSpec, Weight, entropy_coded, restore
 from aicompress.weights.coding.in_blocks import StreamInFile, write_in_blocks
 from aicompress.weights.coding.packing import WORD, unpack_rows, words_per_row
 from aicompress.weights.coding.rows import row_slices
-from aicompress.weights.form import Symbols, inside
+from aicompress.weights.coding.writing import write_stream
+from aicompress.weights.form import Symbols
+from aicompress.weights.stored.entropy import symbols_of, symbols_within
 from aicompress.weights.stored.trellis import BLOCK
 
 SPOOL = "entropy-coded.partial"
@@ -105,54 +108,42 @@ def entropy_coded_output(output: Output, writer: CheckpointWriter) -> Output:
 def _spooled(fixed: Checkpoint, output: Output, name: str, spool: _Spool) -> Weight:
     """The outline of a parameter as it is stored once it is entropy-coded; what changes of it goes to a file."""
     letter = 0.4 if output.destination.bundled else 1.0 if output.destination.single else 4.0
-    streams = _streams(fixed, output, name, spool.file)
-    if streams:
-        known = {s: torch.empty(stream.nbytes, dtype=torch.uint8, device="meta") for s, stream in streams.items()}
-        weight = entropy_coded(_to_be_coded(fixed, output, name, streams), letter, known)
+    outline, streams = fixed.outline(name), dict[str, StreamInFile | Tensor]()
+    assert outline is not None
+    if math.prod(outline.shape) > HELD:
+        streams = _streams(fixed, name, outline, spool.file)
+        known = {suffix: _without_data(stream) for suffix, stream in streams.items()}
+        weight = entropy_coded(outline, letter, known)
     else:
         weight = entropy_coded(fixed.weight(name), letter)
     tensors, before = weight.tensors(), output.stored[name]
     for suffix, disk in native_names(name, tensors).items():
         if disk in before and before[disk] != TensorSpec.of(tensors[suffix]):
-            if suffix in streams:
-                spool.streams[disk] = streams[suffix]
+            stream = streams.get(suffix, tensors[suffix])
+            if isinstance(stream, StreamInFile):
+                spool.streams[disk] = stream
             else:
-                spool.put(disk, tensors[suffix])
+                spool.put(disk, stream)
     return restore({suffix: tensor.to("meta") for suffix, tensor in tensors.items()}, weight.meta())
 
 
-def _to_be_coded(fixed: Checkpoint, output: Output, name: str, streams: Collection[str]) -> Weight:
-    """A parameter of which some streams are known, with data in those tensors that are coded beside them."""
-    form = _coded_form(output, name)
-    read = set(native_names(name, set(form.symbols()) - set(streams)).values()) if form is not None else set()
-    entry = fixed.manifest.entries[name]
-    return fixed.restored(name, entry, lambda disk: fixed.read(disk) if disk in read else fixed.no_data(disk))
-
-
-def _coded_form(output: Output, name: str) -> Weight | None:
-    """The form that holds a parameter's symbols, under their own suffixes: its own, or the one inside it.
-
-    None where several forms are inside it, whose tensors have other names.
-    """
-    outline = output.parameters[name].weight
-    if outline is None or output.layout != "native":
-        return None
-    parts = list(inside(outline).values())
-    if not parts:
-        return outline
-    return parts[0] if len(parts) == 1 and parts[0].specs().items() <= outline.specs().items() else None
-
-
-def _streams(fixed: Checkpoint, output: Output, name: str, file: BinaryIO) -> dict[str, StreamInFile]:
-    """Streams of large tensors of symbols, which are read a few rows at a time, by suffix."""
-    form, streams = _coded_form(output, name), dict[str, StreamInFile]()
-    for suffix, symbols in form.symbols().items() if form is not None and not inside(form) else ():
-        (disk,) = native_names(name, [suffix]).values()
-        if symbols.kind != "int8" and symbols.rows * symbols.columns > HELD and disk in output.stored[name]:
+def _streams(fixed: Checkpoint, name: str, outline: Weight, file: BinaryIO) -> dict[str, StreamInFile | Tensor]:
+    """Streams of all symbols of a parameter by suffix; large tensors are read, and coded to a file, by a few rows."""
+    streams: dict[str, StreamInFile | Tensor] = {}
+    for suffix, symbols in symbols_within(outline).items():
+        disk, stream = fixed.stored_names(name)[suffix], None
+        if symbols.kind != "int8" and symbols.rows * symbols.columns > HELD:
             blocks, shape = _blocks(fixed.tensors[disk], disk, symbols)
             stream = write_in_blocks(blocks, shape, symbols.kind, file)
-            streams |= {} if stream is None else {suffix: stream}
+        if stream is not None:
+            streams[suffix] = stream
+        elif symbols.rows * symbols.columns:
+            streams[suffix] = write_stream(symbols_of(fixed.read(disk), symbols), symbols.kind)
     return streams
+
+
+def _without_data(stream: StreamInFile | Tensor) -> Tensor:
+    return torch.empty(stream.nbytes, dtype=torch.uint8, device="meta")
 
 
 def _blocks(ref: TensorRef, disk: str, symbols: Symbols) -> tuple[list[Callable[[], Tensor]], tuple[int, int]]:

@@ -146,3 +146,14 @@ def unpack_mask(packed: Tensor, count: int) -> Tensor:
         raise ValueError(f"a mask of {count} elements sets bits beyond them")
     padded = torch.nn.functional.pad(packed, (0, -packed.numel() % 4))
     return unpack_rows(padded.view(torch.int32).reshape(1, -1), 1, count).view(torch.bool).reshape(-1)
+
+
+def require_bits(bits: int) -> int:
+    """Refuse a width of codes that is not stored.
+
+    Raises:
+        ValueError: it is not 1 to 8.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"codes of {bits:.6g} bits")
+    return bits

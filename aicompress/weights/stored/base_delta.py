@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
-from aicompress.weights.form import Nested, Weight, nest, restore, unnest
+from aicompress.weights.form import Weight, nest, restore
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class BaseDelta(Weight):
     """
 
     form: ClassVar[str] = "base_delta"
+    prefixes: ClassVar[Mapping[str, str]] = {"out": "", "inner": "in", "base": "base"}
     out: Weight
     inner: Weight
     base: Weight
@@ -83,19 +84,13 @@ class BaseDelta(Weight):
         return (self.out, self.base)
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> BaseDelta:
-        out, inner, base = _parts(stored)
+        out, inner, base = (self.of_part(name, stored) for name in self.prefixes)
         return BaseDelta(self.out.read_rows(out, rows), self.inner.read(inner), self.base.read_rows(base, rows))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> BaseDelta:
-        out, inner, base = _parts(tensors)
+        out, inner, base = (cls.of_part(name, tensors) for name in cls.prefixes)
         return cls(restore(out, meta["out"]), restore(inner, meta["in"]), restore(base, meta["base"]))
-
-
-def _parts(tensors: Mapping[str, Nested]) -> tuple[dict[str, Nested], dict[str, Nested], dict[str, Nested]]:
-    """The tensors of U, V and B, under the suffixes that they have by themselves."""
-    out = {key: t for key, t in tensors.items() if key.partition("_")[0] not in ("in", "base")}
-    return out, unnest("in", tensors), unnest("base", tensors)
 
 
 @decoder("base_delta")

@@ -24,6 +24,7 @@ class ColumnScaled(Weight):
     """
 
     form: ClassVar[str] = "column_scaled"
+    prefixes: ClassVar[Mapping[str, str]] = {"inner": ""}
     scales: ClassVar[frozenset[str]] = frozenset({"columns"})
     inner: Weight
     columns: Tensor

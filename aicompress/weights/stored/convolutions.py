@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Kernels, Meta, composed, convolutions
-from aicompress.weights.form import Nested, Weight, nest, restore, unnest
+from aicompress.weights.form import Weight, nest, restore
 from aicompress.weights.stored.dense import Dense
 
 
@@ -31,6 +31,7 @@ class Convolutions(Weight):
     """
 
     form: ClassVar[str] = "convolutions"
+    prefixes: ClassVar[Mapping[str, str]] = {"inner": "in", "core": "core", "out": ""}
     is_product: ClassVar[bool] = False
     kernels: tuple[tuple[int, ...], ...]
     inner: Weight
@@ -88,16 +89,16 @@ class Convolutions(Weight):
         return (self.out,)
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Convolutions:
-        own, rest = _parts(stored, self.parts())
-        core = None if self.core is None else self.core.read(own["core"])
-        return Convolutions(self.kernels, self.inner.read(own["in"]), self.out.read_rows(rest, rows), core)
+        inner, core, out = (self.of_part(name, stored) for name in self.prefixes)
+        between = None if self.core is None else self.core.read(core)
+        return Convolutions(self.kernels, self.inner.read(inner), self.out.read_rows(out, rows), between)
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Convolutions:
         kernels = tuple(tuple(map(int, size)) for size in meta["kernels"])
-        own, rest = _parts(tensors, meta)
+        own = {name: cls.of_part(name, tensors) for name in cls.prefixes}
         core = restore(own["core"], meta["core"]) if "core" in meta else None
-        weight = cls(kernels, restore(own["in"], meta["in"]), restore(rest, meta["out"]), core)
+        weight = cls(kernels, restore(own["inner"], meta["in"]), restore(own["out"], meta["out"]), core)
         wider = [] if core is None else [core]
         if len(kernels) != 2 + len(wider):
             raise ValueError(f"{len(kernels)} kernel sizes of {2 + len(wider)} convolutions")
@@ -105,14 +106,6 @@ class Convolutions(Weight):
             if part.shape[1] != channels * math.prod(size):
                 raise ValueError(f"a kernel of {part.shape[1]} columns behind {channels} channels")
         return weight
-
-
-def _parts(
-    tensors: Mapping[str, Nested], names: Container[str]
-) -> tuple[dict[str, dict[str, Nested]], dict[str, Nested]]:
-    """The tensors of the inner kernels by their names, and those of the last one, without prefixes."""
-    own = {name: unnest(name, tensors) for name in ("in", "core") if name in names}
-    return own, {suffix: t for suffix, t in tensors.items() if suffix.partition("_")[0] not in own}
 
 
 @convolutions("convolutions")

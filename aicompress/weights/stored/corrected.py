@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
-from aicompress.weights.form import Nested, Weight, nest, restore, unnest
+from aicompress.weights.form import Weight, nest, restore
 from aicompress.weights.stored.low_rank import LowRank
 
 _PREFIX = "correction"
@@ -32,6 +32,7 @@ class Corrected(Weight):
     """
 
     form: ClassVar[str] = "corrected"
+    prefixes: ClassVar[Mapping[str, str]] = {"base": "", "correction": _PREFIX}
     base: Weight
     correction: LowRank
 
@@ -62,22 +63,16 @@ class Corrected(Weight):
         return (self.base, self.correction)
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> Corrected:
-        base, correction = _parts(stored)
+        base, correction = self.of_part("base", stored), self.of_part("correction", stored)
         return Corrected(self.base.read_rows(base, rows), self.correction.read_rows(correction, rows))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Corrected:
-        base, correction = _parts(tensors)
+        base, correction = cls.of_part("base", tensors), cls.of_part("correction", tensors)
         weight = cls(restore(base, meta["base"]), LowRank.restore(correction, meta[_PREFIX]))
         if weight.base.shape != weight.correction.shape:
             raise ValueError(f"a correction {weight.correction.shape} of a weight {weight.base.shape}")
         return weight
-
-
-def _parts(tensors: Mapping[str, Nested]) -> tuple[dict[str, Nested], dict[str, Nested]]:
-    """The tensors of B and those of U V, under the suffixes that they have by themselves."""
-    base = {suffix: tensor for suffix, tensor in tensors.items() if not suffix.startswith(_PREFIX)}
-    return base, unnest(_PREFIX, tensors)
 
 
 @decoder("corrected")

@@ -19,7 +19,7 @@ from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.coding.streams import read_stream
 from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import SYMBOLS_PER_BYTE, Meta, Tensors, decode, decoder, pack
-from aicompress.weights.form import Symbols, Weight, inside, outline_nbytes, require_dtype, restore, within
+from aicompress.weights.form import Symbols, Weight, inside, nest, outline_nbytes, require_dtype, restore, within
 
 NONE: Mapping[str, Tensor] = {}
 
@@ -56,7 +56,7 @@ class EntropyCoded(Weight):
             stored = tensors[suffix]
             if symbols.rows * symbols.columns:
                 stream = known.get(suffix)
-                stream = write_stream(_symbols_of(stored, symbols), symbols.kind) if stream is None else stream
+                stream = write_stream(symbols_of(stored, symbols), symbols.kind) if stream is None else stream
                 if stream.numel() < stored.nbytes:
                     streams[suffix], coded[suffix] = stream, symbols
         return cls(weight, streams, coded) if streams else weight
@@ -105,17 +105,25 @@ def entropy_coded(weight: Weight, letter: float = 1.0, known: Mapping[str, Tenso
     Args:
         weight: in any form.
         letter: bytes that a letter of its description takes in the file: more with indentation, fewer deflated.
-        known: streams that are made already, by suffix of a form that one at most is inside of; without data there.
+        known: streams that are made already, by suffix; without data there.
     """
     if isinstance(weight, EntropyCoded):
         return weight
-    fields = inside(weight)
-    parts = {field: entropy_coded(part, letter, known if len(fields) == 1 else NONE) for field, part in fields.items()}
+    fields = inside(weight).items()
+    parts = {name: entropy_coded(part, letter, weight.of_part(name, known)) for name, part in fields}
     if parts:
         return dataclasses.replace(weight, **parts)  # type: ignore[type-var]
     coded = EntropyCoded.of(weight, known)
     described = len(json.dumps(coded.meta())) - len(json.dumps(weight.meta()))
     return coded if outline_nbytes(coded) + letter * described < outline_nbytes(weight) else weight
+
+
+def symbols_within(weight: Weight) -> dict[str, Symbols]:
+    """How the tensors of a weight, and of the weights inside it, hold codes, indices and masks, by suffix."""
+    symbols = weight.symbols()
+    for name, part in inside(weight).items():
+        symbols |= nest(weight.prefixes[name], symbols_within(part))
+    return symbols
 
 
 def fixed_width(weight: Weight) -> Weight:
@@ -177,7 +185,7 @@ def require_size(stream: Tensor, symbols: Symbols) -> None:
         raise ValueError(f"{count:,} symbols in a stream of {stream.numel():,} bytes")
 
 
-def _symbols_of(stored: Tensor, symbols: Symbols) -> Tensor:
+def symbols_of(stored: Tensor, symbols: Symbols) -> Tensor:
     """The symbols (rows, columns) uint8 of a form's tensor."""
     shape = (symbols.rows, symbols.columns)
     if symbols.kind == "mask":

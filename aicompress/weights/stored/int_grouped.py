@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.packing import pack_rows, unpack_rows
+from aicompress.weights.coding.packing import pack_rows, require_bits, unpack_rows
 from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, unpack
-from aicompress.weights.form import Symbols, Weight, require_bits, require_dtype, require_real
+from aicompress.weights.form import Symbols, Weight, require_dtype, require_real
 
 PIECE = 1 << 20  # codes decoded at a time
 LARGEST_INPUT = 16  # bits that inputs are rounded to

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.weights.coding.rows import StoredTensor
 from aicompress.weights.decoding import Factors, Meta, Tensors, product
-from aicompress.weights.form import Nested, Weight, nest, restore, unnest
+from aicompress.weights.form import Weight, nest, restore
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class LowRank(Weight):
     """
 
     form: ClassVar[str] = "low_rank"
+    prefixes: ClassVar[Mapping[str, str]] = {"out": "", "inner": "in"}
     out: Weight
     inner: Weight
 
@@ -81,19 +82,13 @@ class LowRank(Weight):
         return (self.out,)
 
     def read_rows(self, stored: Mapping[str, StoredTensor], rows: slice) -> LowRank:
-        out, inner = _factors(stored)
+        out, inner = self.of_part("out", stored), self.of_part("inner", stored)
         return LowRank(self.out.read_rows(out, rows), self.inner.read(inner))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> LowRank:
-        out, inner = _factors(tensors)
+        out, inner = cls.of_part("out", tensors), cls.of_part("inner", tensors)
         return cls(restore(out, meta["out"]), restore(inner, meta["in"]))
-
-
-def _factors(tensors: Mapping[str, Nested]) -> tuple[dict[str, Nested], dict[str, Nested]]:
-    """The tensors of U and those of V, under the suffixes that they have by themselves."""
-    inner = unnest("in", tensors)
-    return {key: t for key, t in tensors.items() if key != "in" and not key.startswith("in_")}, inner
 
 
 @product("low_rank")

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.packing import WORD, pack_rows, unpack_rows
+from aicompress.weights.coding.packing import WORD, pack_rows, require_bits, unpack_rows
 from aicompress.weights.coding.rows import RowStorage, StoredTensor, share
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, require_kept, unpack
-from aicompress.weights.form import Symbols, Weight, require_bits, require_dtype
+from aicompress.weights.form import Symbols, Weight, require_dtype
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.stored.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
 from aicompress.weights.stored.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words

@@ -27,6 +27,7 @@ class Submatrix(Weight):
     """
 
     form: ClassVar[str] = "submatrix"
+    prefixes: ClassVar[Mapping[str, str]] = {"block": ""}
     block: Weight
     size: tuple[int, int]
     kept_rows: Tensor | None = None

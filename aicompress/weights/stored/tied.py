@@ -35,6 +35,7 @@ class Tied(Weight):
     """
 
     form: ClassVar[str] = "tied"
+    prefixes: ClassVar[Mapping[str, str]] = {"source": _PREFIX}
     aliases: ClassVar[bool] = True
     source: Weight
     view: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, Weight, entropy_coded
+from aicompress.weights import Corrected, Dense, IntGrouped, LowRank, Sparse, Weight, entropy_coded
 from tests.weights.forms import write_form
 
 ROOT = Path(__file__).parents[3]
@@ -49,10 +49,12 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("export", {"name": "dense"}, "-mask"),
     ("export", {"name": "dense"}, "-codes-coded"),
     ("export", {"name": "fixed"}, "-mask-coded"),
+    ("export", {"name": "entropy", "storage": "entropy"}, "-corrected"),
     ("prune", {"name": "magnitude", "sparsity": 0.9}, "-mask-coded"),
     ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-codes-coded"),
     ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-mask"),
     ("prune", {"name": "magnitude", "sparsity": 0.5}, "-experts"),
+    ("prune", {"name": "lamp", "sparsity": 0.5}, "-experts"),
     ("quantize", {"name": "sinq", "granularity": "tensor", "iterations": 1}, "-experts"),
     ("prune", {"name": "magnitude", "sparsity": 0.5, "store": "sparse"}, "-factors"),
 ]
@@ -91,7 +93,8 @@ folder = Path(sys.argv[1])
 def compress(number, command, name):
     source, out = folder / f"{name}.safetensors", Destination(folder / f"{number}-{name}.safetensors")
     if command == "export":
-        recipe = ExportRecipe(method=json.loads((folder / f"{number}.yaml").read_text())["method"])
+        given = json.loads((folder / f"{number}.yaml").read_text())
+        recipe = ExportRecipe(method=given["method"], storage=given.get("storage"))
         export.run(export.make_plan(source, out, recipe), Options(latency="off"))
         return
     recipe = load(folder / f"{number}.yaml", command, ())
@@ -115,11 +118,14 @@ def as_stored(tensor: torch.Tensor) -> dict[str, Weight]:
     mask = Sparse.of(tensor, tensor > 0.8)
     codes = (2 * tensor).round_().clamp_(-8, 7).to(torch.int8)
     scale = torch.ones(tensor.shape[0], tensor.shape[1] // 64)
+    integers = IntGrouped(codes, scale, None, 4, 64)
+    correction = LowRank(Dense(tensor[:, :64].half()), Dense(torch.randn(64, tensor.shape[1]).half()))
     return {
+        "corrected": Corrected(integers, correction),
         "factors": LowRank(Dense(tensor), Dense(torch.randn(tensor.shape[1], 2 * tensor.shape[1]))),
         "mask": mask,
         "mask-coded": entropy_coded(mask),
-        "codes-coded": entropy_coded(IntGrouped(codes, scale, None, 4, 64)),
+        "codes-coded": entropy_coded(integers),
     }
 
 
