@@ -7,6 +7,8 @@ leaves out what a new inner factor makes up for (`outer_metric`); the inner fact
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
@@ -18,6 +20,8 @@ from aicompress.weights import Dense, LowRank, Weight
 
 DAMPING = 0.01  # added to the Gram matrix, as a part of its mean diagonal
 KEPT = 0.02  # of an error that an inner factor makes up for: so that U does not stray far
+ALONE = 1e-12  # of the largest singular value: a direction below it is left out
+ROWS = 3  # times the rank: rows whose R is found at once
 EMPTY = 1e-9  # added to that of what the inner factor gives, where some directions give nothing
 
 
@@ -28,13 +32,41 @@ def rotated_factors(weight: LowRank, seed: int) -> LowRank:
     The cost is in proportion to Σσ² where V has rows √σ qᵀ, each with scales of its own, and to (Σσ)² / r where R has
     spread the singular values over all rows.
     """
-    left, right = (torch.linalg.qr(x.double()) for x in (weight.out.dense(), weight.inner.dense().t()))
-    inside, sigma, across = torch.linalg.svd(left.R @ right.R.t(), full_matrices=False)
-    draw = torch.Generator().manual_seed(seed)
-    square = torch.randn(weight.rank, weight.rank, generator=draw, dtype=torch.float64)
-    rotation = torch.linalg.qr(square).Q[: len(sigma)] * sigma.sqrt()[:, None]
-    out, inner = left.Q @ inside @ rotation, rotation.t() @ across @ right.Q.t()
-    return LowRank(_like(out, weight.out), _like(inner, weight.inner))
+    out, inner = turns(triangle([weight.out.dense()]), triangle([weight.inner.dense().t()]), seed)
+    return LowRank(
+        like(weight.out.dense().double() @ out, weight.out), like(inner @ weight.inner.dense().double(), weight.inner)
+    )
+
+
+def triangle(blocks: Iterable[Tensor]) -> Tensor:
+    """R of X = Q R, float64, for a matrix X (rows, rank) in blocks of rows: of R of those so far, and the next ones."""
+    found, rows = torch.empty(0), list[Tensor]()
+    for block in blocks:
+        rows.append(block.double())
+        if sum(map(len, rows)) > ROWS * block.shape[1]:  # so many that R adds little to them
+            found, rows = _triangle(found, rows), []
+    return _triangle(found, rows) if rows else found
+
+
+def _triangle(found: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    whole = torch.cat([found, *rows]) if len(found) else torch.cat(list(rows))
+    triangular: Tensor = torch.linalg.qr(whole, mode="r").R
+    return triangular
+
+
+def turns(left: Tensor, right: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """What U is multiplied by from the right and V from the left, (rank, rank) float64, to be P √Σ R and Rᵀ √Σ Qᵀ.
+
+    Args:
+        left, right: R of U and of Vᵀ (`triangle`).
+        seed: of the random rotation.
+    """
+    inside, sigma, across = torch.linalg.svd(left @ right.t(), full_matrices=False)
+    rank = left.shape[1]
+    square = torch.randn(rank, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rotation = torch.linalg.qr(square).Q[: len(sigma)]
+    rotation *= torch.where(sigma > ALONE * sigma[0], 1 / sigma.sqrt(), 0)[:, None]
+    return right.t() @ across.t() @ rotation, rotation.t() @ inside.t() @ left
 
 
 def refit_outer(weight: LowRank, inner: Weight, gram: Tensor | None) -> LowRank:
@@ -50,7 +82,7 @@ def refit_outer(weight: LowRank, inner: Weight, gram: Tensor | None) -> LowRank:
     weighed = inputs.weighed(after)  # V̂ H, (rank, in)
     target = weight.out.dense().double() @ (before @ weighed.t())
     fitted = Root.of(weighed @ after.t(), EMPTY).solve(target)
-    return LowRank(_like(fitted, weight.out), weight.inner)
+    return LowRank(like(fitted, weight.out), weight.inner)
 
 
 def outer_metric(weight: LowRank) -> SpanMetric:
@@ -60,10 +92,46 @@ def outer_metric(weight: LowRank) -> SpanMetric:
     makes up for, so that U does not move far.
     """
     out = weight.out.dense().double()
-    root = Root.of(out.t() @ out, EMPTY)
+    return SpanMetric(out @ to_span(out.t() @ out), 1 - KEPT)
+
+
+def to_span(gram: Tensor) -> Tensor:
+    """What U is multiplied by to be the W of that metric, with U U⁺ = W Wᵀ, (rank, rank), by UᵀU."""
+    root = Root.of(gram, EMPTY)
     assert root.vectors is not None
-    span = (out @ root.vectors) * torch.where(root.values > 0, 1 / root.values, 0)  # U U⁺ is W Wᵀ
-    return SpanMetric(span, 1 - KEPT)
+    return root.vectors * torch.where(root.values > 0, 1 / root.values, 0)
+
+
+@dataclass
+class FactorMoments:
+    """What U and Û tell of each other, (rank, rank) float64, added up over blocks of rows.
+
+    Attributes:
+        before, across, after: UᵀU, UᵀÛ and ÛᵀÛ.
+    """
+
+    before: Tensor
+    across: Tensor
+    after: Tensor
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor) -> FactorMoments:
+        """Of all rows, float64."""
+        return cls(before.t() @ before, before.t() @ after, after.t() @ after)
+
+    def inner(self) -> Tensor:
+        """Û⁺ U, which takes V to V'."""
+        return Root.of(self.after, EMPTY).solve(self.across).t()
+
+    def outer(self) -> Tensor:
+        """U⁺ Û, which takes U to the part of Û in its span."""
+        return Root.of(self.before, EMPTY).solve(self.across.t()).t()
+
+    def squares(self) -> tuple[float, float]:
+        """‖U U⁺ Û − Û‖² and ‖U U⁺ Û‖²."""
+        there = self.outer()
+        kept, total = float((there * (self.before @ there)).sum()), float(self.after.trace())
+        return max(0.0, total - 2 * float((there * self.across).sum()) + kept), kept
 
 
 def inner_metric(weight: LowRank, outer: Weight, gram: Tensor | None) -> Tensor:
@@ -98,13 +166,13 @@ def refit_inner(weight: LowRank, outer: Weight) -> LowRank:
         weight: U V.
         outer: Û, (out, rank).
     """
-    before, after = weight.out.dense().double(), outer.dense().double()
-    turn = Root.of(after.t() @ after, EMPTY).solve(before.t() @ after).t()  # Û⁺ U, (rank, rank)
-    there = Root.of(before.t() @ before, EMPTY).solve(after.t() @ before).t()  # U⁺ Û
-    return LowRank(_like(before @ there, weight.out), _like(turn @ weight.inner.dense().double(), weight.inner))
+    before = weight.out.dense().double()
+    rounding = FactorMoments.of(before, outer.dense().double())
+    inner = rounding.inner() @ weight.inner.dense().double()
+    return LowRank(like(before @ rounding.outer(), weight.out), like(inner, weight.inner))
 
 
-def _like(matrix: Tensor, factor: Weight) -> Dense:
+def like(matrix: Tensor, factor: Weight) -> Dense:
     """A matrix in the dtype that a factor has."""
     (stored,) = factor.tensors().values()
     return Dense(matrix.to(stored.dtype).contiguous())

@@ -115,7 +115,7 @@ class Compression:
             weight, row = self.finished(job, self.compress_alone(job, known.get(job.info.name, LayerStatistics())))
             return weight, [row]
         old = self.checkpoint.weight(name)
-        if is_plain_product(old) and self._turns(name, by_part):
+        if is_plain_product(old) and self.turns(name, by_part):
             return self._both(old, by_part, known)
         factors: dict[str, Weight] = {**old.parts(), **(lent or {})}
         rows = []
@@ -189,7 +189,7 @@ class Compression:
         weight = rounded_by_rows(layer, metric, self.method, job.config, most)
         return Compressed(layer, weight, time.perf_counter() - start)
 
-    def _turns(self, name: str, parts: Collection[str]) -> bool:
+    def turns(self, name: str, parts: Collection[str]) -> bool:
         """Whether the factors of a parameter are turned: both are rounded, and nothing else is made of them."""
         if not self.method.recodes or not {"out", "in"} <= set(parts):
             return False

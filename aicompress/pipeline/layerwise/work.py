@@ -19,6 +19,7 @@ from aicompress.measure import relative
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import COARSE_NOTE, changed_row, idle_row, is_coarse, noted
+from aicompress.pipeline.layerwise.rows import pairs
 from aicompress.pipeline.layerwise.rows.writing import row_blocks
 from aicompress.pipeline.layerwise.scaling import Rescaling
 from aicompress.pipeline.step.options import Progress
@@ -150,11 +151,11 @@ class Work:
         with row_blocks(self.compression, self.plan.by_tensor, self.plan.output, self.writer) as threads:
             for name, rows in threads.written(names):
                 if rows is None and name not in self.written_together:
-                    experts = self._write_experts(name)
-                    if experts is None:
+                    done = self._write_experts(name) or self._write_pair(name)
+                    if done is None:
                         self.write(name)
                     else:
-                        self.record(name, [experts])
+                        self.record(name, done)
                 elif rows is not None:
                     self.record(name, rows)
             self.infinite |= threads.infinite
@@ -164,7 +165,12 @@ class Work:
                 f"{len(self.infinite)} tensors hold NaN or infinity and are copied as they are: {shown}"
             )
 
-    def _write_experts(self, name: str) -> LayerRow | None:
+    def _write_pair(self, name: str) -> list[LayerRow] | None:
+        """Compress two factors that are rounded together, the outer one in blocks of rows; None of anything else."""
+        layers = self.plan.by_tensor.get(name, [])
+        return pairs.written(self.compression, name, layers, self.plan.output, self.writer)
+
+    def _write_experts(self, name: str) -> list[LayerRow] | None:
         """Compress the experts in one tensor and write each before the next is read; None of any other parameter."""
         job = next((layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None), None)
         if job is None or job.info.experts is None or job.info.part or job.outline is None:
@@ -178,7 +184,7 @@ class Work:
             is_any_coarse |= is_coarse(weight)
         error, seconds = relative(sum(errors), sum(norms)), time.perf_counter() - start
         row = changed_row(self.compression.method, job, job.outline, error, seconds)
-        return noted(row, COARSE_NOTE) if is_any_coarse else row
+        return [noted(row, COARSE_NOTE) if is_any_coarse else row]
 
     def _encoded_expert(self, name: str, weight: Weight, experts: MergedExperts) -> dict[str, Tensor]:
         """What one expert of a parameter is on disk."""

@@ -57,6 +57,7 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("prune", {"name": "lamp", "sparsity": 0.5}, "-experts"),
     ("quantize", {"name": "sinq", "granularity": "tensor", "iterations": 1}, "-experts"),
     ("prune", {"name": "magnitude", "sparsity": 0.5, "store": "sparse"}, "-factors"),
+    ("quantize", {"name": "rtn", "bits": 4, "group_size": 64}, "-factors"),
 ]
 MEASURE = """
 import ctypes, json, os, sys

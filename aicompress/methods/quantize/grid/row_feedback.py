@@ -48,7 +48,7 @@ def rounded_by_rows(
         weight = method.two_sided.compress(layer, metric if isinstance(metric, Tensor) else metric.matrix(), config)
         if weight is not None:
             return weight
-    blocks = [slice(0, layer.info.shape[0])] if known else _blocks(layer, method, config, most)
+    blocks = [slice(0, layer.info.shape[0])] if known else blocks_of(layer.info, method, config, most)
     if len(blocks) == 1:
         return method.apply(layer, config)
     feedback: MatrixFeedback | SpanFeedback
@@ -67,13 +67,13 @@ def rounded_by_rows(
     return restore(joined, method.outline(layer.info, config).meta())
 
 
-def _blocks(layer: Layer, method: AnyLayerMethod, config: MethodConfig, most: int) -> list[slice]:
+def blocks_of(info: LayerInfo, method: AnyLayerMethod, config: MethodConfig, most: int = BLOCKS) -> list[slice]:
     """Blocks of rows that a method's weight can be put together of: zero points of some rows may share a word."""
-    count = layer.info.shape[0]
+    count = info.shape[0]
     for least in (ROWS, 4 * ROWS):
         each = -(-count // (most * least)) * least
         blocks = [slice(start, end) for start, end in pairwise([*range(0, count, each), count])]
-        if _rows_apart(layer.info, blocks, method, config):
+        if _rows_apart(info, blocks, method, config):
             return blocks
     return [slice(0, count)]
 

@@ -12,6 +12,7 @@ from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.factors import is_plain_product
 from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.methods.quantize.grid.row_feedback import blocks_of
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.rows.kept import is_kept_apart
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
@@ -106,6 +107,19 @@ def _together(compression: Compression, name: str, chosen: Sequence[LayerPlan]) 
     return (lent or len(chosen) > 1) and is_plain_product(compression.checkpoint.outline(name))
 
 
+def pair(compression: Compression, name: str, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, LayerPlan] | None:
+    """The layers of two factors that are rounded together, the outer one in blocks of rows; None: any others."""
+    method, jobs = compression.method, {layer.info.part: layer for layer in layers if layer.config is not None}
+    if not compression.turns(name, jobs) or not is_plain_product(compression.checkpoint.outline(name)):
+        return None
+    out, inner = jobs["out"], jobs["in"]
+    if inner.info.experts or method.reads(inner.config) or not _by_rows(method, out) or out.config is None:
+        return None
+    whole = method.row_wise is None or method.row_wise.parted(out.config) or method.two_sided is not None
+    small = len(slices(compression, name, out)) == 1
+    return None if whole or small or len(blocks_of(out.info, method, out.config)) == 1 else (out, inner)
+
+
 def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[str]:
     """A note that names the largest layer of those that a method without calibration data works on as a whole."""
     method = compression.method
@@ -114,7 +128,9 @@ def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[st
     for layer in chosen:
         by_tensor.setdefault(layer.info.tensor, []).append(layer)
     whole_tensors = {name for name, its in by_tensor.items() if not divisible(compression, name, its)}
-    infos = [layer.info for layer in chosen if layer.info.tensor in whole_tensors]
+    outer = {name for name in whole_tensors if pair(compression, name, by_tensor[name])}
+    held = [layer.info for layer in chosen if layer.info.tensor in whole_tensors]
+    infos = [info for info in held if info.part != "out" or info.tensor not in outer]
     whole = [info if info.experts is None else info.of_expert(0) for info in infos]
     largest = max(whole, key=lambda info: math.prod(info.shape), default=None)
     if largest is None or math.prod(largest.shape) <= BLOCK:
