@@ -23,6 +23,7 @@ from aicompress.weights.decoding import rounded_input
 
 RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers
 KEPT_BYTES = 1 << 30  # decoded weights up to this size are held, for products of many rows
+INT8_COLUMNS = 16  # the kernel for 8-bit weights reads as many at once, beyond the end of a row that is no multiple
 INT8_ROWS = 2
 INT8_KEPT_ROWS = 32  # rounding the inputs of more rows than this takes longer than products of bfloat16 save
 FEW = 11 << 17  # multiply-adds of a thread that are over in float32 before inputs are in bfloat16

@@ -17,6 +17,7 @@ from aicompress.model.kernels.amx import fits as fits_tiles
 from aicompress.model.kernels.int4 import INT4_GROUPS, Int4Linear
 from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.kernels.linear import (
+    INT8_COLUMNS,
     KEPT_BYTES,
     RESIDENT_BYTES,
     SMALL,
@@ -206,7 +207,7 @@ def _integer_linear(
     group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0 == columns % g), 0)
     if weight.bits <= 4 and group and out % 16 == 0:
         return Int4Linear(weight, bias, group, keep)
-    if weight.bits > 4 and per_row and bfloat16:
+    if weight.bits > 4 and per_row and bfloat16 and columns % INT8_COLUMNS == 0:
         return Int8WeightLinear(weight, bias, keep)
     return Bfloat16Linear(weight.dense(), bias) if bfloat16 else PlainLinear(weight.dense().to(dtype), bias)
 

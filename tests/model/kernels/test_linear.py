@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -131,6 +132,21 @@ def test_a_decoded_matrix_is_held_for_many_rows(
         rounds = native or dtype is torch.bfloat16 or rows <= KEPT_ROWS
         expected = nn.functional.linear(x.float(), weight.dense(), bias.float())
         assert relative(product, expected) < (1e-2 if rounds else 1e-6), rows
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("columns", [1, 10, 40, 63, 80, 130])
+@pytest.mark.parametrize("out", [3, 17, 48])
+def test_any_number_of_rows_and_columns(out: int, columns: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that read more columns at once go beyond the end of others' rows, without an error."""
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
+    weight = integers(matrix(out, columns), bits)
+    for dtype, keep in product((torch.float32, torch.bfloat16), (True, False)):
+        layer = fast_linear(weight, None, dtype, resident=False, keep=keep)
+        for rows in (1, 2, 5, 33):
+            x = torch.randn(rows, columns).to(dtype)
+            expected = nn.functional.linear(x.float(), weight.dense())
+            assert float((layer(x).float() - expected).norm()) <= 2e-2 * float(expected.norm()) + 1e-2, layer.kernel
 
 
 @pytest.mark.parametrize("case", ["w8", "w8a8"])
