@@ -53,7 +53,8 @@ class Int4Linear(FastLinear):
     def multiply(self, x: Tensor) -> Tensor:
         y: Tensor
         if len(x) <= self.rows:
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), self.packed, self.group, self.scales_and_zeros)
+            small = x.bfloat16().contiguous()  # the kernel takes no other rows
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(small, self.packed, self.group, self.scales_and_zeros)
         else:
             y = F.linear(x.to(self.wide), self.decoded(self.wide) if self.kept is None else self.kept)
         y = y.to(x.dtype)

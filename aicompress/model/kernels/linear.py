@@ -237,7 +237,7 @@ class Int8WeightLinear(FastLinear):
     def multiply(self, x: Tensor) -> Tensor:
         if self.kept is not None and len(x) > INT8_ROWS:
             return self.kept.multiply(x)
-        small = x.bfloat16()
+        small = x.bfloat16().contiguous()  # the kernel takes no other rows
         if len(x) <= INT8_ROWS:
             y = torch._weight_int8pack_mm(small, self.codes, self.scale.bfloat16()).to(x.dtype)
         else:

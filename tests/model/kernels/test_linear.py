@@ -134,6 +134,23 @@ def test_a_decoded_matrix_is_held_for_many_rows(
         assert relative(product, expected) < (1e-2 if rounds else 1e-6), rows
 
 
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_inputs_may_lie_anyhow_in_memory(
+    case: str, dtype: torch.dtype, keep: bool, resident: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler reads the first token of each sequence, whose rows lie apart."""
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
+    layer = fast_linear(CASES[case][0], None, dtype, resident, keep)
+    states = torch.randn(3, 7, COLUMNS).to(dtype)
+    turned, thinned = torch.randn(COLUMNS, 5).to(dtype).t(), torch.randn(5, 2 * COLUMNS).to(dtype)[:, ::2]
+    with torch.inference_mode():
+        for x in (states[:, 0], states[:2, 0], states.transpose(0, 1), turned, thinned, states[:, :0]):
+            torch.testing.assert_close(layer(x), layer(x.clone(memory_format=torch.contiguous_format)))
+
+
 @pytest.mark.parametrize("bits", [3, 4, 8])
 @pytest.mark.parametrize("columns", [1, 10, 40, 63, 80, 130])
 @pytest.mark.parametrize("out", [3, 17, 48])
