@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aicompress.data.sampling import SampleSource, choose, record
 from aicompress.data.section import Data
-from aicompress.data.text_files import readable
+from aicompress.data.text_files import data_errors
 from aicompress.errors import RecipeError, suggestion
 
 
@@ -47,7 +47,7 @@ def array_file(path: Path, names: Sequence[str]) -> Iterator[ArrayFile]:
 
 @contextmanager
 def _npz(path: Path, names: Sequence[str]) -> Iterator[ArrayFile]:
-    with readable(path), path.open("rb") as file:
+    with data_errors(path), path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise RecipeError(f"{path.name} is not an .npz file, or is cut short", "save arrays with numpy.savez")
         try:
@@ -74,7 +74,7 @@ def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
 def _safetensors(path: Path, names: Sequence[str]) -> Iterator[ArrayFile]:
     from safetensors import SafetensorError, safe_open
 
-    with readable(path), path.open("rb"):
+    with data_errors(path), path.open("rb"):
         try:
             with safe_open(path, framework="pt") as stored:
                 _require_names(path, names, list(stored.keys()))

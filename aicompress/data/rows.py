@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aicompress.data.section import Data
-from aicompress.data.text_files import lines, readable
+from aicompress.data.text_files import data_errors, lines
 from aicompress.data.values import is_empty, no_such, root, value_at
 from aicompress.errors import RecipeError
 
@@ -149,7 +149,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        with readable(path), pyarrow.parquet.ParquetFile(path) as file:
+        with data_errors(path), pyarrow.parquet.ParquetFile(path) as file:
             roots = _roots(path, columns, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(columns=roots):
@@ -214,7 +214,7 @@ def _begins_an_array(path: Path) -> bool:
 
 
 def _array(path: Path) -> Iterator[tuple[str, Any]]:
-    with readable(path):
+    with data_errors(path):
         text = "".join(lines(path))
     for number, row in enumerate(_parsed(text, path, "the array"), 1):
         yield f"item {number}", row

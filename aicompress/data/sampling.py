@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.data.section import Data
-from aicompress.data.text_files import readable
+from aicompress.data.text_files import data_errors
 from aicompress.errors import RecipeError
 
 
@@ -59,7 +59,7 @@ def digest(data: Data) -> str:
     """
     if not data.is_file:
         return ""
-    with readable(Path(data.path)), Path(data.path).open("rb") as file:
+    with data_errors(Path(data.path)), Path(data.path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,7 +13,7 @@ PIECE = 1 << 22  # characters that are tokenized in one go; a smaller file is to
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def data_errors(path: Path) -> Iterator[None]:
     """Say clearly why a data file cannot be read.
 
     Raises:
@@ -40,7 +40,7 @@ def lines(path: Path, newline: str | None = None) -> Iterator[str]:
     Raises:
         RecipeError: the file cannot be read, is not UTF-8, or holds NUL characters.
     """
-    with readable(path), path.open(encoding="utf-8-sig", newline=newline) as file:
+    with data_errors(path), path.open(encoding="utf-8-sig", newline=newline) as file:
         for line in file:
             if "\0" in line:
                 raise _no_text(path)
@@ -53,7 +53,7 @@ def pieces(path: Path) -> Iterator[str]:
     Raises:
         RecipeError: as `lines`.
     """
-    with readable(path), path.open(encoding="utf-8-sig") as file:
+    with data_errors(path), path.open(encoding="utf-8-sig") as file:
         while piece := file.read(PIECE):
             piece += file.readline()
             if "\0" in piece:
@@ -68,7 +68,7 @@ def require_text(path: Path) -> None:
         RecipeError: as `lines`.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with readable(path), path.open("rb") as file:
+    with data_errors(path), path.open("rb") as file:
         while piece := file.read(PIECE):
             if b"\0" in piece:
                 raise _no_text(path)
