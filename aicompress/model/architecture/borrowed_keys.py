@@ -16,18 +16,9 @@ from torch import Tensor, nn
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention
-from aicompress.model.architecture.config_fields import WIDTH_FIELDS, Path, fields, value_at, with_value
-from aicompress.model.architecture.shapes import is_taken
+from aicompress.model.architecture.config_fields import fields
 from aicompress.model.architecture.small_models import tiny_model
-from aicompress.model.architecture.small_models.reduced_model import (
-    HEAD,
-    HIDDEN_FIELDS,
-    NEURONS,
-    SPECIAL,
-    VOCABULARY,
-    started,
-    with_short_windows,
-)
+from aicompress.model.architecture.small_models.reduced_model import HEAD, HIDDEN_FIELDS, started, with_few
 from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
 
 
@@ -126,18 +117,6 @@ class _Trial:
 
 def _reduced(architecture: Architecture, attention: Attention) -> dict[str, Any]:
     """config.json with few of everything but heads and blocks, wherever the architecture takes it."""
-    config = with_short_windows(architecture.config)
-    wanted: list[tuple[Path, int]] = []
-    wanted += [(field, VOCABULARY) for field in fields(config, ("vocab_size", "vocab_size_per_layer_input"))]
-    wanted += [(field, NEURONS) for field in fields(config, WIDTH_FIELDS)]
     count = attention.count
-    wanted += [(field, HEAD * count.heads) for field in fields(config, HIDDEN_FIELDS)]
-    wanted += [(count.size, HEAD)] if count.size else []
-    for field, size in wanted:
-        section = value_at(config, field[:-1])
-        present = section.get(field[-1])
-        if isinstance(present, int) and present <= size:
-            continue
-        edited = with_value(config, field, [size] * len(present) if isinstance(present, list) else size)
-        config = edited if is_taken(edited) else config  # or bound to other numbers
-    return {**config, **dict.fromkeys((name for name in SPECIAL if name in config), 0)}
+    further = [(field, HEAD * count.heads) for field in fields(architecture.config, HIDDEN_FIELDS)]
+    return with_few(architecture.config, [*further, *([(count.size, HEAD)] if count.size else [])])

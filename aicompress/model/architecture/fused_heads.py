@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.architecture import Architecture, keep_blocks
 from aicompress.model.architecture.attention import Attention, HeadCount, HeadTensor
-from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, fields, with_value
+from aicompress.model.architecture.config_fields import DEPTH_FIELDS, fields
 from aicompress.model.architecture.shapes import build
-from aicompress.model.architecture.small_models.reduced_model import SPECIAL, with_short_windows
+from aicompress.model.architecture.small_models.reduced_model import with_few
 from aicompress.model.loading.definitions.definition import refusing
-
-VOCABULARY, NEURONS = 32, 8
 
 
 def lies_in_sections(architecture: Architecture, attention: Attention) -> bool:
@@ -26,7 +24,10 @@ def lies_in_sections(architecture: Architecture, attention: Attention) -> bool:
         False also where the trial cannot be made: with one group only, or a model that is not given tokens.
     """
     count = attention.count
-    config = _tiny_config(architecture)
+    config = dict(architecture.config)
+    for field in fields(config, DEPTH_FIELDS):
+        config = keep_blocks(config, field, range(1))
+    config = with_few(config)
     for few in sorted(range(1, count.groups), key=lambda groups: abs(2 * groups - count.groups)):
         try:
             wide = build(config)
@@ -38,17 +39,6 @@ def lies_in_sections(architecture: Architecture, attention: Attention) -> bool:
         except CheckpointError:  # whatever else the model would have to be given
             return False
     return False
-
-
-def _tiny_config(architecture: Architecture) -> dict[str, Any]:
-    """The configuration with one block, few neurons and few tokens."""
-    config = with_short_windows(architecture.config)
-    for field in fields(config, DEPTH_FIELDS):
-        config = keep_blocks(config, field, range(1))
-    for names, value in ((WIDTH_FIELDS, NEURONS), (("vocab_size",), VOCABULARY)):
-        for field in fields(config, names):
-            config = with_value(config, field, value)
-    return {**config, **dict.fromkeys((name for name in SPECIAL if name in config), 0)}
 
 
 def _same(

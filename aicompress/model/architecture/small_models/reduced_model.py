@@ -32,15 +32,19 @@ SIZE_FIELDS = ("head_dim", "d_kv", "attention_head_dim", "kv_channels")
 
 def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with few neurons, tokens, and entries of every head, wherever the architecture takes it."""
-    wanted: list[tuple[Path, int]] = []
-    wanted += [(field, VOCABULARY) for field in fields(config, VOCABULARY_FIELDS)]
-    wanted += [(field, NEURONS) for field in fields(config, WIDTH_FIELDS)]
-    wanted += [(field, HEAD) for field in fields(config, SIZE_FIELDS)]
+    wanted: list[tuple[Path, int]] = [(field, HEAD) for field in fields(config, SIZE_FIELDS)]
     for query in fields(config, QUERY_FIELDS):
         section, heads = value_at(config, query[:-1]), value_at(config, query)
         if isinstance(heads, int) and heads > 0:
             wanted += [((*query[:-1], name), HEAD * heads) for name in HIDDEN_FIELDS if name in section]
-    wanted = [(field, size) for field, size in wanted if _is_more(value_at(config, field), size)]
+    return with_few(config, wanted)
+
+
+def with_few(config: Mapping[str, Any], further: Iterable[tuple[Path, int]] = ()) -> dict[str, Any]:
+    """config.json with few neurons and tokens, and as few of `further`, wherever the architecture takes it."""
+    wanted = [(field, VOCABULARY) for field in fields(config, VOCABULARY_FIELDS)]
+    wanted += [(field, NEURONS) for field in fields(config, WIDTH_FIELDS)]
+    wanted = [(field, size) for field, size in (*wanted, *further) if _is_more(_present(config, field), size)]
     return _with(with_short_windows(_with_first_tokens(config)), wanted)
 
 
@@ -80,8 +84,12 @@ def _is_more(present: Any, size: int) -> bool:
     return present is None or isinstance(present, list) or (isinstance(present, int) and present > size)
 
 
+def _present(config: Mapping[str, Any], field: Path) -> Any:
+    return value_at(config, field[:-1]).get(field[-1])
+
+
 def _resized(config: Mapping[str, Any], field: Path, size: int) -> dict[str, Any]:
-    present = value_at(config, field)
+    present = _present(config, field)
     return with_value(config, field, [size] * len(present) if isinstance(present, list) else size)
 
 
