@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.model.channels.graph import ChannelGroup, Member
-from aicompress.model.loading.resize import WIDTH_ATTRIBUTES, put, set_widths
+from aicompress.model.loading.resize import WIDTH_ATTRIBUTES, owner_of, put, set_widths
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,8 @@ def cut_module(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, dict[st
     for path, places in kept.items():
         if places.axis is not None:
             assert places.out is not None
-            parent, _, leaf = path.rpartition(".")
             value = module.get_parameter(path).detach().index_select(places.axis, places.out)
-            module.get_submodule(parent)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+            put(*owner_of(module, path), value)
             widths[path] = {}
             continue
         layer = module.get_submodule(path)

@@ -18,7 +18,7 @@ from aicompress.model.kernels.fusion import fuse
 from aicompress.model.kernels.select import fast_module, has_room, is_resident, reference_kernel, running_dtype
 from aicompress.model.kernels.shared_tensors import SharedTensors
 from aicompress.model.loading.places import converted
-from aicompress.model.loading.resize import resize
+from aicompress.model.loading.resize import owner_of, put, resize
 from aicompress.model.loading.weight_reads import weights_used
 from aicompress.weights import Weight
 
@@ -106,8 +106,7 @@ class Filling:
     def _place(self, model: Any, target: str, name: str) -> None:
         """Put one parameter where it belongs."""
         self.placed[name] = target
-        parent, _, leaf = target.rpartition(".")
-        module = model.get_submodule(parent)
+        module, leaf = owner_of(model, target)
         entry = self.checkpoint.manifest.entries.get(name)
         spec = entry.dense if entry is not None else self.checkpoint.specs[name]
         self.check_shape(module, leaf, name, spec.shape)
@@ -119,7 +118,7 @@ class Filling:
                 self.shared.keep(name, module.get_parameter(leaf))
             return
         weight = self.checkpoint.weight(name)
-        if self.fast and parent not in self.used and self._run_fast(model, target, name, weight):
+        if self.fast and target.rpartition(".")[0] not in self.used and self._run_fast(model, target, name, weight):
             return
         hf.attach(module, entry.read_as(weight).to_json(), self.shared.trainable(name, weight, spec.dtype, self._cast))
         self.kernels[name] = reference_kernel(module, weight)
@@ -158,8 +157,7 @@ class Filling:
         """Parameters that the architecture keeps merged, such as experts: decoded, then merged by transformers."""
         read = {name: (conversion, self.checkpoint.dense(name)) for name, conversion in sources.items()}
         for full, value in converted(model, target, read).items():
-            parent, _, leaf = full.rpartition(".")
-            self.set(model.get_submodule(parent), leaf, value)
+            self.set(*owner_of(model, full), value)
         for name in sources:
             self.placed[name] = target
             if name in self.checkpoint.manifest.entries:
@@ -186,10 +184,7 @@ class Filling:
         for module in model.modules():  # code that initializes may ask more of a layer than its running form has
             tensors = (*module.parameters(), *module.buffers())
             module._is_hf_initialized = all(getattr(tensor, "_is_hf_initialized", False) for tensor in tensors)
-        for name, buffer in list(model.named_buffers()):
-            if buffer.device.type == "meta":
-                parent, _, leaf = name.rpartition(".")
-                model.get_submodule(parent)._buffers[leaf] = torch.empty_like(buffer, device=self.device)
+        make_buffers(model, self.device)
         model.initialize_weights()
         left = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
         if left:
@@ -201,7 +196,7 @@ class Filling:
 
     def tie(self, model: Any, target: str, source: str) -> None:
         """Share one tensor; whichever of the two the checkpoint holds is the source."""
-        ends = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in (target, source)]
+        ends = [owner_of(model, name) for name in (target, source)]
         tensors = [module._parameters.get(leaf) for module, leaf in ends]
         held = [t is not None and t.device.type != "meta" for t in tensors]
         if held == [True, False]:
@@ -282,8 +277,12 @@ def make_computed(model: Any, held: Collection[str], device: torch.device) -> se
     left = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
     made = computed(model, [name for name in left if name not in held and name not in ties])
     for name in made:
-        parent, _, leaf = name.rpartition(".")
-        module = model.get_submodule(parent)
-        empty = torch.empty_like(module._parameters[leaf], device=device)
-        module._parameters[leaf] = nn.Parameter(empty, requires_grad=False)
+        put(*owner_of(model, name), torch.empty_like(model.get_parameter(name), device=device))
     return made
+
+
+def make_buffers(model: nn.Module, device: torch.device) -> None:
+    """Give the buffers that are without memory some."""
+    for name, buffer in list(model.named_buffers()):
+        if buffer.device.type == "meta":
+            put(*owner_of(model, name), torch.empty_like(buffer, device=device))

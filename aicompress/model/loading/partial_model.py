@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model import hf
-from aicompress.model.loading.fill import Filling, make_computed
+from aicompress.model.loading.fill import Filling, make_buffers, make_computed
 from aicompress.model.loading.places import (
     Divided,
     ExpertStack,
@@ -23,7 +23,7 @@ from aicompress.model.loading.places import (
     rows_of_layers,
     slots,
 )
-from aicompress.model.loading.resize import resize
+from aicompress.model.loading.resize import owner_of, put, resize
 
 LEAST = 1 << 24  # bytes of a parameter that is worth a second read
 
@@ -107,8 +107,7 @@ class PartialModel:
         for name, spec in checkpoint.parameters().items():
             target, merge = self.targets[name]
             if merge is None and target in known:
-                parent, _, leaf = target.rpartition(".")
-                self._filling.check_shape(model.get_submodule(parent), leaf, name, spec.shape)
+                self._filling.check_shape(*owner_of(model, target), name, spec.shape)
         self._started = False
         self._computed: set[str] = set()  # parameters that the architecture makes itself
 
@@ -203,10 +202,7 @@ class PartialModel:
         loaded = {
             id(buffer) for buffer in self.model.buffers() if buffer.device.type != "meta"
         }  # such as of batch norms
-        for name, buffer in list(self.model.named_buffers()):
-            if buffer.device.type == "meta":
-                parent, _, leaf = name.rpartition(".")
-                self.model.get_submodule(parent)._buffers[leaf] = torch.empty_like(buffer, device=self._filling.device)
+        make_buffers(self.model, self._filling.device)
         if not self.hugging:
             return
         self._computed = make_computed(self.model, self._filling.held, self._filling.device)
@@ -242,9 +238,7 @@ class PartialModel:
         """Send parameters back to the meta device; computed buffers stay."""
         for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
             if owns(name) and name not in self._computed:
-                parent, _, leaf = name.rpartition(".")
-                empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-                self.model.get_submodule(parent)._parameters[leaf] = empty
+                put(*owner_of(self.model, name), torch.empty_like(parameter, device="meta"))
 
     def offload(self, owns: Callable[[str], bool]) -> None:
         """Send large parameters back to the meta device; each is loaded again when the model next reads it."""
@@ -255,8 +249,8 @@ class PartialModel:
                 continue  # the architecture made it
             self.drop(shared.__contains__)
             offloaded = Offload(partial(self.load, shared.__contains__))
-            for parent, _, leaf in (name.rpartition(".") for name in shared):
-                offload(self.model.get_submodule(parent), leaf, offloaded)
+            for name in shared:
+                offload(*owner_of(self.model, name), offloaded)
 
     def _sharing(self, target: str) -> frozenset[str]:
         """A parameter of the model and those that share its tensor."""
@@ -265,5 +259,4 @@ class PartialModel:
         return frozenset({source, *(end for end, other in ties.items() if other == source)})
 
     def _put(self, target: str, dense: Tensor) -> None:
-        parent, _, leaf = target.rpartition(".")
-        self._filling.set(self.model.get_submodule(parent), leaf, dense)
+        self._filling.set(*owner_of(self.model, target), dense)

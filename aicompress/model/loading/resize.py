@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,12 @@ WIDTH_ATTRIBUTES = (
     "out_features", "in_features", "out_channels", "in_channels", "groups",
     "num_features", "num_channels", "num_parameters", "normalized_shape", "embedding_dim",
 )  # fmt: skip
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[Any, str]:
+    """The module that holds a tensor of a model, and the tensor's name there."""
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
 
 
 def put(layer: nn.Module, leaf: str, value: Tensor) -> None:

@@ -13,6 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.layer import as_matrix
 from aicompress.methods.modes import ModeConfig, Recodes
+from aicompress.model.loading.resize import owner_of
 from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.trained.student import Student
 from aicompress.pipeline.distillation.trained.student_mode import StudentMode
@@ -55,10 +56,9 @@ class Recoding:
         config = student.student_mode.config
         learnt: dict[str, dict[str, Tensor]] = {}
         for name, tensors in student.stored.items():
-            module, _, leaf = targets[name].rpartition(".")
             tensor = tensors[""]
             running = _Running(recodes, recodes.start(as_matrix(tensor.detach()), config))
-            parametrize.register_parametrization(model.get_submodule(module), leaf, running)
+            parametrize.register_parametrization(*owner_of(model, targets[name]), running)
             learnt[name] = {"": tensor, **running.learnt}
         return cls(recodes, config, learnt, seed)
 

@@ -15,6 +15,7 @@ from aicompress.layer import LayerInfo
 from aicompress.measure import rel_error
 from aicompress.methods.distill.latent import gaps, settled
 from aicompress.model import hf
+from aicompress.model.loading.resize import owner_of
 from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.trained.student_mode import StudentMode
 from aicompress.report.model import LayerRow
@@ -123,8 +124,7 @@ class Student:
 
 def _relax(model: nn.Module, target: str, name: str, checkpoint: Checkpoint, student_mode: StudentMode) -> None:
     """Put latent numbers in the place of the codes of a layer, where codes move."""
-    parent, _, leaf = target.rpartition(".")
-    module = model.get_submodule(parent)
+    module, leaf = owner_of(model, target)
     if student_mode.mode.relax is None or not isinstance(module, hf.Stored) or leaf != "weight":
         return
     weight = student_mode.relaxed(checkpoint.weight(name))
@@ -139,8 +139,7 @@ def _relax(model: nn.Module, target: str, name: str, checkpoint: Checkpoint, stu
 
 def _parameters(model: nn.Module, target: str, compressed: bool, buffers: bool) -> dict[str, Tensor]:
     """The floating-point tensors of a stored parameter in the model, by suffix; of a buffer where buffers move."""
-    parent, _, leaf = target.rpartition(".")
-    module = model.get_submodule(parent)
+    module, leaf = owner_of(model, target)
     if isinstance(module, hf.Stored) and leaf == "weight":
         tensors = module.stored
         return {s: t for s, t in tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()}
