@@ -90,6 +90,8 @@ def _correct(pair: Pair, own: Arrivals, wanted: Mapping[int, Tensor], masks: Seq
     if isinstance(pair.student, BATCH_NORMS):
         _estimate(pair, [arrival.args[0] for arrival in own.values()])
         return
+    if not all(isinstance(output, Tensor) for output in wanted.values()):
+        return  # a router gives its choice beside the weights of it, and has no mean to be kept
     weight, bias = pair.moves.get("weight"), pair.moves.get("bias")
     targets = [_rows(output, pair.channels, masks[number]) for number, output in wanted.items()]
     if weight is None and bias is not None:

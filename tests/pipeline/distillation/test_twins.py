@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
@@ -58,6 +60,27 @@ def test_statistics_of_batch_norms_are_those_of_the_student(cnn_file: Path, digi
     moved = {name for name in before.tensors if not torch.equal(before.read(name), after.read(name))}
     assert {"bn1.running_mean", "bn1.running_var", "bn2.running_mean", "fc.bias"} <= moved
     assert not any(name.endswith(".weight") for name in moved)
+
+
+def test_routers_that_give_several_outputs_keep_their_biases(
+    trained_llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = GptOssForCausalLM(GptOssConfig(**shape, eos_token_id=1, pad_token_id=0))
+    with torch.no_grad():
+        model.model.layers[0].mlp.router.bias.normal_()
+    shutil.copytree(trained_llama, tmp_path / "moe")
+    model.save_pretrained(tmp_path / "moe")
+    student = compress(
+        tmp_path / "moe", tmp_path / "student", lambda info, m: integers(m, 2, 16) if "q_proj" in info.name else None
+    )
+    data = {"text": str(text_file), "length": 16, "samples": 12}
+    sections = {"mode": "norms", "method": {"name": "kl"}, "data": data}
+    run(planned(student, tmp_path / "moe", tmp_path / "out", sections), Options(latency="off"))
+    before, after = Checkpoint.open(student), Checkpoint.open(tmp_path / "out")
+    moved = {name for name in before.tensors if not torch.equal(before.read(name), after.read(name))}
+    assert not any("router" in name for name in moved)
 
 
 def test_corrections_by_hand() -> None:
