@@ -113,4 +113,4 @@ class MatrixFeedback:
     def note(self, rows: slice, error: Tensor) -> None:
         """Take the error of rows into account, which come in order."""
         error = torch.linalg.solve_triangular(self.factor[rows, rows].t(), error, upper=False)
-        self.target[rows.stop :] += self.factor[rows, rows.stop :].t() @ error
+        self.target[rows.stop :].addmm_(self.factor[rows, rows.stop :].t(), error)

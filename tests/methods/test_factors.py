@@ -8,7 +8,7 @@ import torch
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize.decomposition import factors
 from aicompress.methods.factorize.weighting.roots import Root
-from aicompress.methods.factors import inner_metric, outer_metric, refit_inner, refit_outer, rotated_factors
+from aicompress.methods.factors import inner_metric, outer_metric, refit_inner, refit_outer, rotated_factors, triangle
 from aicompress.methods.quantize.grid.row_feedback import rounded_by_rows
 from aicompress.methods.quantize.rtn import METHOD as RTN
 from aicompress.weights import Dense, LowRank, Weight
@@ -42,6 +42,15 @@ def test_a_turned_product_is_the_same() -> None:
     assert half.specs()[""].dtype == torch.float16
     columns = again.out.dense().norm(dim=0)
     assert columns.max() / columns.min() < 3 < weight.out.dense().norm(dim=0)[0] / weight.out.dense().norm(dim=0)[-1]
+
+
+def test_blocks_of_rows_have_the_triangle_of_all() -> None:
+    """But for signs: RᵀR is XᵀX, also of fewer rows than columns."""
+    for rows in (90, 5):
+        matrix = randn(rows, 8).double()
+        found = triangle(matrix.float().split(7))
+        torch.testing.assert_close(found.t() @ found, matrix.t() @ matrix)
+        assert not found.tril(-1).any()
 
 
 def test_what_an_inner_factor_has_become_is_made_up_for() -> None:

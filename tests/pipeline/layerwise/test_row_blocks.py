@@ -18,6 +18,7 @@ from aicompress.checkpoint.checkpoint_headers import CheckpointHeaders
 from aicompress.checkpoint.files import read_tensor
 from aicompress.checkpoint.header import TensorRef
 from aicompress.errors import CheckpointError
+from aicompress.methods import factors as products
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.grid import compiled
 from aicompress.pipeline import export
@@ -415,12 +416,13 @@ def test_groups_in_blocks_are_those_of_the_whole(
 def test_two_factors_in_blocks_are_rounded_as_those_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bits: str
 ) -> None:
-    """But for the draw of their rotation; the outer one in blocks of 32 rows."""
+    """The outer one in blocks of 32 rows; R is of all rows at once, which gives the same rotation."""
     draw, scales = torch.Generator().manual_seed(0), torch.logspace(0, -2, 48)
     out, inner = (torch.randn(rows, 48, generator=draw) * scales for rows in (700, 128))
     weight = LowRank(Dense(out.to(dtype)), Dense(inner.t().to(dtype).contiguous()))
     write_form(tmp_path / "in.safetensors", weight, weight.tensors())
     monkeypatch.setattr(reading, "BLOCK", 1)
+    monkeypatch.setattr(products, "ROWS", 100)
     read, heights, pair = reading.read, [], reading.pair
     monkeypatch.setattr(reading, "read", lambda *given: heights.append(given[2].stop - given[2].start) or read(*given))
     edits, rows, lost = ("method.group_size=16", f"method.bits={bits}"), [], []
@@ -431,10 +433,10 @@ def test_two_factors_in_blocks_are_rounded_as_those_of_the_whole(
         got = factors(tmp_path / f"{len(lost)}.safetensors")["fc.weight"]
         lost.append(float((got - weight.dense()).norm()))
     assert max(heights) == 48  # all of the inner one
-    assert lost[0] == pytest.approx(lost[1], rel=0.06)
+    assert lost[0] == pytest.approx(lost[1], rel=1e-3)
     for ours, theirs in zip(*rows, strict=True):
         assert (ours.name, ours.detail, ours.bytes_after) == (theirs.name, theirs.detail, theirs.bytes_after)
-        assert ours.rel_error == pytest.approx(theirs.rel_error, rel=0.1)
+        assert ours.rel_error == pytest.approx(theirs.rel_error, rel=0.1)  # of what is fitted, which bfloat16 rounds
         assert ours.note == theirs.note
 
 

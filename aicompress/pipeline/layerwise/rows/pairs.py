@@ -58,20 +58,36 @@ def written(
             writer.put_rows(disk, tensor, start, total)
 
     outer, inner = jobs
-    given = reading.read(compression, inner, slice(0, inner.info.shape[0]))
-    assert given.stored is not None
     assert inner.config is not None
-    factor = _Outer(compression, outer, put)
-    out_turn, in_turn = turns(factor.triangle(), triangle([given.weight.t()]), layer_seed(compression.seed, name))
+    factor, all_of_it = _Outer(compression, outer, put), slice(0, inner.info.shape[0])
+    columns = _columns(reading.read(compression, inner, all_of_it).weight)
+    out_turn, in_turn = turns(
+        factor.triangle(), triangle(piece.t() for piece in columns), layer_seed(compression.seed, name)
+    )
+    del columns  # it is read again when the outer factor is written
     rounding, row = factor.rounded(out_turn)
     start = time.perf_counter()
-    turned = like(in_turn @ given.weight.double(), given.stored).dense()
-    fitted = like(rounding.inner() @ turned.double(), given.stored)
-    layer = replace(given, weight=fitted.dense(), stored=fitted)
+    layer = _fitted(reading.read(compression, inner, all_of_it), in_turn, rounding.inner())
     weight = rounded_by_rows(layer, rounding.after, compression.method, inner.config, INNER)
     weight, own = compression.finished(inner, Compressed(layer, weight, time.perf_counter() - start))
     put("in", weight, 0, inner.info.shape[0])
     return [noted(each, TURNED_NOTE) for each in (own, row)]
+
+
+def _columns(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Some columns at a time, that are worked on in float64."""
+    return torch.split(weight, max(1, reading.BLOCK // 4 // len(weight)), dim=1)
+
+
+def _fitted(inner: Layer, turn: torch.Tensor, fit: torch.Tensor) -> Layer:
+    """The inner factor, turned, and fitted to what the outer one has become."""
+    assert inner.stored is not None
+    (stored,) = inner.stored.tensors().values()
+    fitted = torch.empty_like(stored)
+    for piece, place in zip(_columns(inner.weight), _columns(fitted), strict=True):
+        turned = (turn @ piece.double()).to(fitted.dtype)
+        place.copy_(fit @ turned.double())
+    return replace(inner, weight=fitted.float(), stored=Dense(fitted))
 
 
 @dataclass(frozen=True)
