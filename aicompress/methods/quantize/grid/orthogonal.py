@@ -48,7 +48,14 @@ class OrthogonalMatrix:
 
     def along(self, tensor: Tensor, axis: int) -> Tensor:
         """R applied along an axis of a tensor: to rows for the last, Rᵀ W for the first of a matrix."""
-        return self.right(tensor.movedim(axis, -1)).movedim(-1, axis).contiguous()
+        if tensor.ndim == 1:
+            return self.right(tensor)
+        rotated = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        rows, out = tensor.movedim(axis, -1), rotated.movedim(axis, -1)
+        step = max(1, PIECE // math.prod(rows.shape[1:]))
+        for start in range(0, len(rows), step):  # of all at once the transpose would be a further copy
+            out[start : start + step] = self.right(rows[start : start + step])
+        return rotated
 
     def _product(self, rows: Tensor, transposed: bool) -> Tensor:
         """x Q, or x Qᵀ: factor by factor along axes of their orders."""

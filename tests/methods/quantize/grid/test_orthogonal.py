@@ -46,6 +46,20 @@ def test_a_large_table_is_turned_piece_by_piece(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(turn.right(rows), whole)
 
 
+def test_columns_are_turned_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no transpose of the whole is held beside it."""
+    matrix = torch.randn(12, 300)
+    whole, sizes, right = rotation(12, True, torch.Generator()).along(matrix, 0), [], orthogonal.OrthogonalMatrix.right
+    monkeypatch.setattr(orthogonal, "PIECE", 12 * 7)
+    monkeypatch.setattr(
+        orthogonal.OrthogonalMatrix, "right", lambda own, rows: sizes.append(rows.numel()) or right(own, rows)
+    )
+    pieces = rotation(12, True, torch.Generator()).along(matrix, 0)
+    assert max(sizes) == 12 * 7
+    assert torch.allclose(pieces, whole)
+    assert pieces.is_contiguous()
+
+
 def test_the_seed_decides() -> None:
     one, same, other = (rotation(64, False, torch.Generator().manual_seed(seed)).signs for seed in (1, 1, 2))
     assert torch.equal(one, same)
