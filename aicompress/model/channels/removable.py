@@ -77,8 +77,9 @@ def generic(module: nn.Module) -> nn.Module:
     for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
         if tensor.is_floating_point() and (tensor.ndim > 0):
             fan = max(1, tensor[0].numel()) if tensor.ndim > 1 else 1
-            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / fan**0.5
-            tensor.copy_(values.abs() + 0.5 if name.endswith("running_var") else values)
+            tensor.normal_(generator=generator).div_(fan**0.5)
+            if name.endswith("running_var"):
+                tensor.abs_().add_(0.5)
     return made
 
 

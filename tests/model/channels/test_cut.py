@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aicompress.errors import CheckpointError
 from aicompress.model.channels.cut import attributes, cut_module, kept_places, shapes_after, unit_rows
 from aicompress.model.channels.graph import channel_groups
-from aicompress.model.channels.removable import refusal, removable
+from aicompress.model.channels.removable import generic, refusal, removable
 from tests.pipeline.channels.networks import NETWORKS, Stubborn, halves, lively
 
 IMAGES = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -155,3 +156,25 @@ def test_attention_is_refused_before_the_graph_is_followed() -> None:
     fused = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
     with pytest.raises(CheckpointError):
         channel_groups(fused, IMAGES.squeeze(1))
+
+
+class Fresh(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        given = {each.untyped_storage().data_ptr() for each in args if isinstance(each, torch.Tensor)}
+        if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in given:
+            self.nbytes += out.nbytes
+        return out
+
+
+def test_random_weights_are_drawn_in_their_place() -> None:
+    """A copy is made, and one in float64 of it: nothing of the network's size beside them."""
+    layer = nn.Linear(300, 200, bias=False)
+    with Fresh() as fresh:
+        made = generic(layer)
+    assert made.weight.dtype == torch.float64
+    assert fresh.nbytes < 4 * layer.weight.nbytes  # a copy is one of these, and one in float64 two
