@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
@@ -15,6 +14,7 @@ from aicompress.errors import CompressError, RecipeError, suggestion
 from aicompress.model.loading.definitions.config import most_positions
 from aicompress.model.loading.definitions.definition import has_generate, skeleton
 from aicompress.pipeline.step.models.accepted_inputs import input_problems, shaped, text_problems
+from aicompress.pipeline.step.models.running_model import first_decoder_tokens
 from aicompress.recipe import Calibration, Recipe
 
 
@@ -118,11 +118,9 @@ def arguments_of(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
     A decoder that is not given its own is given the same token ids, or its first token where they are none.
     """
     arguments: dict[str, Any] = {name: shaped(name, inputs) for name, inputs in named_arguments(model, named).items()}
-    described = getattr(model, "config", None)
-    if getattr(described, "is_encoder_decoder", False):
-        start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
-        inputs = arguments.get(first_argument(model), next(iter(arguments.values())))
-        first = torch.full((len(inputs), 1), start, dtype=torch.int64)
+    inputs = arguments.get(first_argument(model), next(iter(arguments.values())))
+    first = first_decoder_tokens(model, len(inputs))
+    if first is not None:
         given = {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
         arguments = given | arguments
     return arguments

@@ -22,7 +22,7 @@ from aicompress.data import Data
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.pipeline.evaluation.run import evaluate
 from aicompress.pipeline.evaluation.sequences import sequences
-from aicompress.pipeline.step.models.running_model import Setting
+from aicompress.pipeline.step.models.running_model import Setting, example, forward_call
 from aicompress.recipe.evaluation import EvalRecipe, recipe_class
 from tests import checkpoints
 from tests.model.compressed import compress, integers
@@ -105,6 +105,10 @@ def test_sound_and_the_tokens_written_of_it_come_as_arrays(tmp_path: Path) -> No
     with torch.no_grad():
         loss = float(model.eval()(input_features=sound, labels=tokens).loss)
     assert (figure["value"], figure["n"]) == (pytest.approx(math.exp(loss), rel=1e-5), 25)
+    timed = example(model, 2, 8, recipe.quality.arrays)
+    assert timed is not None
+    assert timed[1] == "2 samples"
+    assert forward_call(model, timed[0])().logits.shape == (2, 1, 40)  # type: ignore[attr-defined]
     with pytest.raises(RecipeError, match=r"predicts `labels`, int64 tokens"):
         evaluate(str(tmp_path / "whisper"), [], asking(arrays=str(tmp_path / "a.npz"), inputs="sound"))
 

@@ -146,8 +146,11 @@ def example(module: nn.Module, batch: int, length: int, labelled: Data | None = 
         labelled: the recipe's arrays, for a module without a configuration.
     """
     if labelled is not None and labelled.kind == "arrays":
-        samples, _, _ = arrays(labelled.model_copy(update={"samples": min(batch, labelled.samples or batch)}))
-        return samples, f"{len(samples)} sample{'s' if len(samples) != 1 else ''}"
+        few = {"samples": min(batch, labelled.samples or batch), "labels": None}
+        samples, _, _ = arrays(labelled.model_copy(update=few))
+        first = first_decoder_tokens(module, len(samples))
+        inputs = samples if first is None else {str(module.main_input_name): samples, "decoder_input_ids": first}
+        return inputs, f"{len(samples)} sample{'s' if len(samples) != 1 else ''}"
     model_config: Any = getattr(module, "config", None)
     taken = getattr(module, "main_input_name", None)
     if model_config is None or taken is None:
@@ -160,6 +163,15 @@ def example(module: nn.Module, batch: int, length: int, labelled: Data | None = 
             return {**tokens, **images}, f"{words} and {batch} images"  # one that compares texts with images
         return tokens, words
     return (images, f"{batch} images") if taken == "pixel_values" and images else None
+
+
+def first_decoder_tokens(module: nn.Module, samples: int) -> Tensor | None:
+    """What a decoder behind an encoder begins each sample with, (samples, 1) int64; None of another model."""
+    described: Any = getattr(module, "config", None)
+    if not getattr(described, "is_encoder_decoder", False):
+        return None
+    start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
+    return torch.full((samples, 1), start, dtype=torch.int64)
 
 
 def _images(model_config: Any, batch: int) -> dict[str, Tensor]:
