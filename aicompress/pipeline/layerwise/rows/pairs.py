@@ -68,6 +68,7 @@ def written(
     rounding, row = factor.rounded(out_turn)
     start = time.perf_counter()
     layer = _fitted(reading.read(compression, inner, all_of_it), in_turn, rounding.inner())
+    layer = replace(layer, info=inner.info)  # which does not hold what was read
     weight = rounded_by_rows(layer, rounding.after, compression.method, inner.config, INNER)
     weight, own = compression.finished(inner, Compressed(layer, weight, time.perf_counter() - start))
     put("in", weight, 0, inner.info.shape[0])
