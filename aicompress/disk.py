@@ -61,13 +61,14 @@ def require_file(path: Path) -> None:
 def write_whole(files: Mapping[Path, str]) -> None:
     """Write text files; none takes its place, or that of an earlier one, before all of them are on the disk.
 
-    A device or a pipe is written to, and not replaced.
+    A device or a pipe is written to, and not replaced. Folders that it made for them are left only where it has written.
 
     Raises:
         OutOfSpace: the disk is full.
         CompressError: one cannot be written for another reason.
     """
     partials = {path: path.with_name(f".{path.name}.partial") for path in files if not _takes_bytes(path)}
+    made = {parent for path in files for parent in path.parents if not parent.exists()}
     try:
         for path, text in files.items():
             with disk_errors(path):
@@ -81,6 +82,9 @@ def write_whole(files: Mapping[Path, str]) -> None:
         for partial in partials.values():
             with contextlib.suppress(OSError):
                 partial.unlink()
+        for parent in sorted(made, key=lambda each: len(each.parts), reverse=True):  # one that holds anything stays
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def _takes_bytes(path: Path) -> bool:

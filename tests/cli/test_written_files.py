@@ -48,7 +48,7 @@ def test_files_that_belong_together_take_their_places_together(tmp_path: Path) -
     old = tmp_path / "a.txt"
     old.write_text("old")
     with files_up_to(1000), pytest.raises(OutOfSpace):
-        write_whole({old: "new", tmp_path / "b.txt": "x" * 2000})
+        write_whole({old: "new", tmp_path / "new" / "deep" / "b.txt": "x" * 2000})
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
     write_whole({old: "new", tmp_path / "sub" / "b.txt": "\udcff"})
     assert old.read_text() == "new"
