@@ -61,7 +61,7 @@ def require_file(path: Path) -> None:
 def write_whole(files: Mapping[Path, str]) -> None:
     """Write text files; none takes its place, or that of an earlier one, before all of them are on the disk.
 
-    A device or a pipe is written to, and not replaced. Folders that it made for them are left only where it has written.
+    A device or a pipe is written to, and not replaced. Folders made for them stay only where something was written.
 
     Raises:
         OutOfSpace: the disk is full.
