@@ -83,8 +83,8 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the counted tokens of each window, of values (batch * tokens): (batch,) float64."""
-    return (values.double().view(counted.shape) * counted).sum(1).div(counted.sum(1)).cpu()
+    """Mean over the counted tokens of each window, zero without any, of values (batch * tokens): (batch,) float64."""
+    return (values.double().view(counted.shape) * counted).sum(1).div(counted.sum(1).clamp(min=1)).cpu()
 
 
 def _distance(base: Tensor, tested: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

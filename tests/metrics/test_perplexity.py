@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aicompress.metrics import MeasuredFigures, perplexity
-from aicompress.metrics.outputs import TokenLogits
+from aicompress.metrics.outputs import NO_TOKEN, TokenLogits
 from aicompress.metrics.perplexity import METRIC, Perplexity
 
 
@@ -104,3 +104,14 @@ def test_kl_on_the_first_windows_only(
     assert limited.against[0]["kl"].value == pytest.approx(first.against[0]["kl"].value, rel=1e-5)
     assert limited.against[0]["kl"].n == limited.against[0]["top1_agreement"].n == 4 * 23
     assert limited.alone[0]["perplexity"].n == 9 * 23
+
+
+def test_windows_count_by_their_tokens_and_one_without_any_counts_nothing() -> None:
+    logits = [torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    targets = torch.tensor([[1, 2, 3, 4, 5], [6, 7, *[NO_TOKEN] * 3], [NO_TOKEN] * 5])
+    found = METRIC.measure([TokenLogits(targets, tuple(logits))], Perplexity(text="unused.txt"), 0)
+    nll = torch.nn.functional.cross_entropy(logits[0].flatten(0, 1), targets.flatten())
+    assert found.alone[0]["perplexity"].value == pytest.approx(float(nll.exp()))
+    counted = targets.flatten() != NO_TOKEN
+    tested, base = (each.flatten(0, 1).log_softmax(-1)[counted] for each in logits)
+    assert found.against[0]["kl"].value == pytest.approx(float((base.exp() * (base - tested)).sum(-1).mean()))
