@@ -32,6 +32,8 @@ from aicompress.pipeline.step.models.running_model import Inputs, Running, encod
 from aicompress.pipeline.step.options import Progress
 from aicompress.recipe.evaluation import EvalRecipe
 
+FEW = 4  # tokens, of which each sees much of each other, where it sees it
+ROUNDING = 2e-2  # of logits of the same tokens beside another one, such as in experts' products
 LOGITS = 1 << 24  # logits of one model that are held at a time: 64 MiB in float32
 
 
@@ -58,6 +60,8 @@ def token_logits(
     """Give logits for every window; one batch of logits per model is held."""
     count, length = samples.read.targets.shape
     runs = [_language_model(model, metric.name) for model in models]
+    if not encodes(models[0]) and not unmasks(models[0]):
+        _require_causal(models[0], runs[0], samples.read.part(0, 1))
     start = 0
     width = 1  # the first window tells the size of the vocabulary
     while start < count:
@@ -134,6 +138,23 @@ def _language_model(model: Running, metric: str) -> Callable[[Sequences], Tensor
         return logits[:, :-1] if ahead else logits  # type: ignore[no-any-return]
 
     return run
+
+
+def _require_causal(model: Running, run: Callable[[Sequences], Tensor], window: Sequences) -> None:
+    """Refuse a model that is given the tokens which it predicts, as XLNet or a BERT that is no decoder.
+
+    Raises:
+        CheckpointError: what it gives for the tokens before the last one changes with that one.
+    """
+    first = window.inputs["input_ids"][:, :FEW]
+    other = first.clone()
+    other[:, -1] = (first[:, -1] + 1) % (first.max() + 1)  # of the same vocabulary
+    expected, given = (run(Sequences({"input_ids": ids}, ids[:, 1:])).float() for ids in (first, other))
+    if float((given - expected).norm()) > ROUNDING * float(expected.norm()):
+        raise CheckpointError(
+            f"{model.path}: a {type(model.module).__name__} sees the tokens that it is to predict",
+            "perplexity is measured on models that read from left to right, and on masked language models",
+        )
 
 
 def _classifier(model: nn.Module, metric: str) -> Callable[[Inputs], Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -155,3 +156,34 @@ def test_a_masked_language_model_predicts_what_it_does_not_see(
         loss = float(model(input_ids=ids, labels=read.targets).loss)
     assert report.quality["perplexity"]["n"] == 25
     assert report.quality["perplexity"]["value"] == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "causal"),
+    [
+        (BertConfig(**SHAPE, initializer_range=0.3), hf.BertLMHeadModel, False),
+        (BertConfig(**SHAPE, initializer_range=0.3, is_decoder=True), hf.BertLMHeadModel, True),
+        (
+            hf.XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=64, initializer_range=0.3),
+            hf.XLNetLMHeadModel,
+            False,
+        ),
+        (hf.MixtralConfig(**SHAPE, num_key_value_heads=2, initializer_range=0.3), hf.MixtralForCausalLM, True),
+    ],
+)
+def test_a_model_that_sees_what_it_predicts_has_no_perplexity(
+    config: Any, model: Any, causal: bool, tiny_bert: Path, heldout_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    config.vocab_size = BertConfig.from_pretrained(tiny_bert).vocab_size
+    torch.manual_seed(0)
+    model(config).bfloat16().save_pretrained(tmp_path / "model")
+    recipe = asking(text=str(heldout_file), samples=3, length=16)
+    if causal:
+        assert evaluate(str(tmp_path / "model"), [], recipe).quality["perplexity"]["n"] == 45
+        return
+    with pytest.raises(CheckpointError, match=f"a {model.__name__} sees the tokens that it is to predict"):
+        evaluate(str(tmp_path / "model"), [], recipe)
