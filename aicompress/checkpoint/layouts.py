@@ -235,8 +235,8 @@ def candidates(
     Args:
         weights: by parameter name, its layer and its outline.
         has_config: there will be a config.json.
-        dense_forward: a reader calls the model's forward, which passes by what decodes compressed-tensors at the first
-            call of the model: they have to be decoded at load, so that inputs are not rounded.
+        dense_forward: a reader calls parts of the model, or its forward, past what decodes compressed-tensors at the
+            first call of the model: they have to be decoded at load, so that inputs are not rounded.
     """
     compressed = {name: pair for name, pair in weights.items() if not isinstance(pair[1], Dense)}
     if not compressed:

@@ -15,7 +15,7 @@ from aicompress.checkpoint.layouts import Layout, Names, candidates, ct_config, 
 from aicompress.checkpoint.manifest import KEY, Manifest
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
-from aicompress.model.loading.definitions.definition import auto_class_names, stock_models
+from aicompress.model.loading.definitions.definition import auto_class_names, parts_are_called, stock_models
 from aicompress.weights import IntGrouped, TensorSpec, Weight
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def described(contents: Contents) -> Described:
         CheckpointError: the config is not one that the architecture takes.
         Refused: sentence-transformers would take a part of a weight for the whole.
     """
-    layouts = candidates(contents.compressed, contents.config is not None, bool(contents.encoder_module))
+    by_parts = bool(contents.encoder_module) or parts_are_called(contents.config or {})
+    layouts = candidates(contents.compressed, contents.config is not None, by_parts)
     if contents.entropy_coded and contents.compressed:
         layouts = [("native", False)]
     if contents.manifest.widths and contents.config is not None:
@@ -139,7 +140,7 @@ def described(contents: Contents) -> Described:
     choice, trials = next((each for each in safe if all(t.loads for t in each[1].values())), safe[0])
     warnings = [*_passed_over(choice, tried), *_refusals(trials), *_without_cache_scheme(contents, choice.layout)]
     warnings += _of_other_modules(contents, choice.stored)
-    return replace(choice, warnings=(*warnings, *(_of_sentences(choice, contents) if choice.readers else [])))
+    return replace(choice, warnings=(*warnings, *(_of_parts(choice, contents) if choice.readers else [])))
 
 
 def _without_cache_scheme(contents: Contents, layout: Layout) -> tuple[str, ...]:
@@ -149,14 +150,14 @@ def _without_cache_scheme(contents: Contents, layout: Layout) -> tuple[str, ...]
     return ("kv_cache_scheme is left out: a quantization_config of compressed-tensors alone says it",)
 
 
-def _of_sentences(choice: Described, contents: Contents) -> list[str]:
-    """What sentence-transformers needs to load an encoder, or makes of it."""
-    if not contents.encoder_module:
-        return []
-    if choice.layout == "native":
+def _of_parts(choice: Described, contents: Contents) -> list[str]:
+    """What readers that call parts of the model need to load it, or make of it."""
+    if contents.encoder_module and choice.layout == "native":
         return ["sentence-transformers loads it with trust_remote_code=True, or after `import aicompress.hf`"]
-    if any(weight.activation_bits for weight in contents.integers.values()):
-        return ["sentence-transformers and transformers decode it at load; aicompress.load alone rounds inputs too"]
+    decoded = bool((choice.config or {}).get("quantization_config", {}).get("dequantize"))
+    if decoded and any(weight.activation_bits for weight in contents.integers.values()):
+        readers = "sentence-transformers and transformers decode" if contents.encoder_module else "transformers decodes"
+        return [f"{readers} it at load; aicompress.load alone rounds inputs too"]
     return []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -108,6 +108,20 @@ def stock_models(config: dict[str, Any]) -> list[Any]:
     classes = dict.fromkeys(getattr(transformers, str(name), None) for name in names)
     others = [_alternative(config, each) for each in classes if each not in (None, type(model))]
     return [model, *(other for other in others if other is not None)]
+
+
+def parts_are_called(config: Mapping[str, Any]) -> bool:
+    """Whether parts of a model are called in transformers before the model itself is.
+
+    `generate` runs an encoder before it calls the model, and models such as CLIP give features of texts or of images
+    alone.
+    """
+    names = config.get("architectures") or []
+    if config.get("is_encoder_decoder") or not names:
+        return bool(config.get("is_encoder_decoder"))
+    import transformers
+
+    return any(hasattr(getattr(transformers, str(name), None), "get_text_features") for name in names)
 
 
 def _alternative(config: dict[str, Any], architecture: Any) -> Any | None:
