@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicompress.model.kernels.linear import FastLinear, has_fast_bfloat16
+from aicompress.model.kernels.linear import Bfloat16Linear, FastLinear, has_fast_bfloat16
 from aicompress.weights import IntGrouped
 from aicompress.weights.stored.int_grouped import spread
 
@@ -22,7 +22,8 @@ class Int4Linear(FastLinear):
     widened to four.
 
     Args:
-        keep: hold the decoded matrix too, for products of many rows: as fast as a dense layer, and as large.
+        keep: hold the decoded matrix too, packed in bfloat16 where that is fast, for products of many rows: no slower
+            than a dense layer, and as large.
     """
 
     kernel = "int4"
@@ -41,7 +42,9 @@ class Int4Linear(FastLinear):
         self.affine = weight.zero is not None
         # Without bfloat16 instructions a product in bfloat16 takes several times one in float32.
         self.wide = torch.bfloat16 if has_fast_bfloat16() else torch.float32
-        self.kept = weight.dense().to(self.wide) if keep else None
+        self.kept = (
+            None if not keep else Bfloat16Linear(weight.dense(), bias) if has_fast_bfloat16() else weight.dense()
+        )
         self.rows = KEPT_ROWS if keep else INT4_ROWS
         if keep:
             self.kernel = f"int4, dense above {KEPT_ROWS} rows"
@@ -55,6 +58,8 @@ class Int4Linear(FastLinear):
         if len(x) <= self.rows:
             small = x.bfloat16().contiguous()  # the kernel takes no other rows
             y = torch.ops.aten._weight_int4pack_mm_for_cpu(small, self.packed, self.group, self.scales_and_zeros)
+        elif isinstance(self.kept, Bfloat16Linear):
+            return self.kept.multiply(x)
         else:
             y = F.linear(x.to(self.wide), self.decoded(self.wide) if self.kept is None else self.kept)
         y = y.to(x.dtype)
