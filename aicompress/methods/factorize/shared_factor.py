@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -88,32 +87,13 @@ def sharing(
         efforts: presets.
     """
 
-    def gains(members: Sequence[Candidate[C]], given: C) -> Gains:
-        if not given.whiten:
-            infos, blocks = [member.info for member in members], [member.parts for member in members]
-            squares = shared_rows.squared_singular_values(infos, blocks, given.relative)
-            return Gains(squares, not aim.graded(given))
-        layers = [member.read() for member in members]
-        seen = all(layer.inputs is None or layer.inputs.count > 1 for layer in layers)  # white noise counts one row
-        weighed = _weighed(layers, given, aim)
-        return Gains(weighed.inputs.squares(weighed.whole), seen and weighed.graded == aim.graded(given))
+    gains, reads = partial(_gains, aim), partial(_reads, aim)
 
     def decide(candidates: Sequence[Candidate[C]], setting: SurveySetting) -> list[C]:
         return groups.resolve(candidates, setting.other_bytes, grouping.groups, gains, setting.divergence)
 
     def opens(given: C) -> frozenset[str]:
         return reads(given) if given.by_spectrum else frozenset()
-
-    def together(layers: Sequence[Layer], given: C) -> list[Weight]:
-        return compressed(layers, given, aim)
-
-    def alternative(layer: Layer, given: C, weight: Weight, nbytes: int) -> Rounded | None:
-        return weighed_rounding(layer, weight, nbytes, Weighting(_root([layer], given), _graded(layer, given, aim)))
-
-    def reads(given: C) -> frozenset[str]:
-        if not given.whiten:
-            return frozenset()
-        return frozenset({"gram", "output_gram"} if aim.graded(given) else {"gram"})
 
     return LayerMethod(
         name=config.model_fields["name"].default,
@@ -122,31 +102,55 @@ def sharing(
         when=when,
         config=config,
         needs=frozenset({"gram", "output_gram"} if "gradients" in config.model_fields else {"gram"}),
-        apply=lambda layer, given: together([layer], given)[0],
+        apply=lambda layer, given: compressed([layer], given, aim)[0],
         outline=lambda info, given: outlines([info], given)[0],
         check=check,
         allocates=Allocates(lambda candidates, other: _estimated(candidates, other, grouping, gains, opens)),
         surveys=Surveys(opens, decide, lambda given: given.tried),
         describe=describe,
-        rounded=alternative,
+        rounded=partial(_rounded, aim),
         efforts=efforts or {},
         shares=Shares(
             "in",
             grouping.groups,
             outlines,
-            together,
+            partial(compressed, aim=aim),
             grouping.why,
             row_wise=True,
-            divided=divided,
+            divided=shared_rows.divided,
             across=grouping.across,
         ),
         row_wise=RowWise(
             lambda given: not given.whiten,
-            divided=lambda info, blocks, given: divided([info], [blocks], given),
+            divided=lambda info, blocks, given: shared_rows.divided([info], [blocks], given),
             exact=False,
         ),
         reading=Reads(reads, lambda given: aim.shift(given) if given.whiten else 0.0),
     )
+
+
+def _gains(aim: Aim[C], members: Sequence[Candidate[C]], config: C) -> Gains:
+    """What each direction of the layers one below the other is worth."""
+    if not config.whiten:
+        infos, blocks = [member.info for member in members], [member.parts for member in members]
+        squares = shared_rows.squared_singular_values(infos, blocks, config.relative)
+        return Gains(squares, not aim.graded(config))
+    layers = [member.read() for member in members]
+    seen = all(layer.inputs is None or layer.inputs.count > 1 for layer in layers)  # white noise counts one row
+    weighed = _weighed(layers, config, aim)
+    return Gains(weighed.inputs.squares(weighed.whole), seen and weighed.graded == aim.graded(config))
+
+
+def _reads(aim: Aim[C], config: C) -> frozenset[str]:
+    """The statistics that the factors of a config are made by."""
+    if not config.whiten:
+        return frozenset()
+    return frozenset({"gram", "output_gram"} if aim.graded(config) else {"gram"})
+
+
+def _rounded(aim: Aim[C], layer: Layer, config: C, weight: Weight, nbytes: int) -> Rounded | None:
+    """What rounding would lose in as many bytes, in the error that the factors are chosen by."""
+    return weighed_rounding(layer, weight, nbytes, Weighting(_root([layer], config), _graded(layer, config, aim)))
 
 
 def _estimated(
@@ -167,7 +171,7 @@ def _estimated(
 
 def outlines(infos: Sequence[LayerInfo], config: SharedConfig) -> list[Weight]:
     """The stored weights without data."""
-    if isinstance(config, SharedBlockConfig):
+    if isinstance(config, shared_rows.SharedBlockConfig):
         return [svd.outline(info, rows) for info, rows in zip(infos, config.rows, strict=True)]
     rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
     if not shrinks(infos, rank):
@@ -182,7 +186,7 @@ def compressed(layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Weight]:
     Raises:
         CompressError: no calibration token reached a layer, or its inputs are not finite.
     """
-    if isinstance(config, SharedBlockConfig):
+    if isinstance(config, shared_rows.SharedBlockConfig):
         return [svd.of_rows(layer, rows) for layer, rows in zip(layers, config.rows, strict=True)]
     infos = [layer.info for layer in layers]
     rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
@@ -195,31 +199,6 @@ def compressed(layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Weight]:
     out, inner = even(torch.cat([side.undone(each.t()).t() for side, each in rows]), inner)
     shared = Dense(inner.to(dtype).contiguous())
     return [LowRank(Dense(each.to(dtype).contiguous()), shared) for each in torch.split(out, counts)]
-
-
-class SharedBlockConfig(SharedRankConfig):
-    """Parameters for a block of rows of each layer, those left out that have none of this number.
-
-    Attributes:
-        rows: what gives their factors.
-    """
-
-    rows: list[svd.SvdBlockConfig]
-
-
-def divided(infos: Sequence[LayerInfo], blocks: Sequence[shared_rows.Blocks], config: C) -> list[Any]:
-    """A config for the blocks of each number, first rows first, with the factor that all of them share."""
-    rank = rank_of(infos, config)
-    given: list[list[svd.SvdBlockConfig]]
-    if shrinks(infos, rank):
-        found = shared_rows.factors(infos, blocks, rank, config.relative)
-        inner, out = found.inner.to(factor_dtype(infos[0])).contiguous(), iter(found.out)
-        make = partial(svd.SvdBlockConfig.model_construct, inner=inner, right=found.right)
-        given = [[make(out=next(out, None)) for _ in its] for its in blocks]
-    else:
-        given = [[svd.SvdBlockConfig.model_construct() for _ in its] for its in blocks]
-    together = zip_longest(*given)
-    return [SharedBlockConfig.model_construct(**dict(config), rows=[*filter(None, rows)]) for rows in together]
 
 
 @dataclass(frozen=True)

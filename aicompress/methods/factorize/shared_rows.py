@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from itertools import zip_longest
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.factorize import streamed
-from aicompress.methods.factorize.budget.shared import numbers_of
+from aicompress.methods.factorize import streamed, svd
+from aicompress.methods.factorize.budget.shared import SharedRankConfig, numbers_of, rank_of, shrinks
+from aicompress.methods.factorize.budget.sizes import factor_dtype
 from aicompress.methods.factorize.streamed import Factors, Rows
 from aicompress.methods.factorize.weighting.roots import balance
 
@@ -56,6 +58,31 @@ def factors(infos: Sequence[LayerInfo], layers: Sequence[Blocks], rank: int, rel
         outer *= ratio
     found.inner.mul_(back[:, None])
     return found
+
+
+class SharedBlockConfig(SharedRankConfig):
+    """Parameters for a block of rows of each layer, those left out that have none of this number.
+
+    Attributes:
+        rows: what gives their factors.
+    """
+
+    rows: list[svd.SvdBlockConfig]
+
+
+def divided(infos: Sequence[LayerInfo], blocks: Sequence[Blocks], config: SharedRankConfig) -> list[Any]:
+    """A config for the blocks of each number, first rows first, with the factor that all of them share."""
+    rank = rank_of(infos, config)
+    given: list[list[svd.SvdBlockConfig]]
+    if shrinks(infos, rank):
+        found = factors(infos, blocks, rank, config.relative)
+        inner, out = found.inner.to(factor_dtype(infos[0])).contiguous(), iter(found.out)
+        make = partial(svd.SvdBlockConfig.model_construct, inner=inner, right=found.right)
+        given = [[make(out=next(out, None)) for _ in its] for its in blocks]
+    else:
+        given = [[svd.SvdBlockConfig.model_construct() for _ in its] for its in blocks]
+    together = zip_longest(*given)
+    return [SharedBlockConfig.model_construct(**dict(config), rows=[*filter(None, rows)]) for rows in together]
 
 
 def _norm(blocks: Blocks) -> float:

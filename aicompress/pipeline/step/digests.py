@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from aicompress import __version__
@@ -46,3 +47,17 @@ def fingerprint(inputs: Sequence[Checkpoint], output: Output | None, *settings: 
     merged = [[*checkpoint.foreign.merged, *checkpoint.foreign.told] for checkpoint in inputs]
     whole = [__version__, tensors, shards, merged, *settings]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def with_digests(output: Output, inputs: Mapping[str, str], further: Mapping[str, Mapping[str, str]]) -> Output:
+    """The output with the inputs' real digests in its lineage; no length changes.
+
+    Args:
+        output: as planned.
+        inputs: sha256 of the input's files by name.
+        further: the same of inputs beside the first.
+    """
+    *earlier, step = output.manifest.lineage
+    beside = {name: {"inputs": dict(files)} for name, files in further.items()}
+    lineage = (*earlier, {**step, "inputs": dict(inputs), **beside})
+    return replace(output, manifest=replace(output.manifest, lineage=lineage))

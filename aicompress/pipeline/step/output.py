@@ -289,17 +289,3 @@ def lineage_step(
 
 def _undigested(source: Source) -> dict[str, str]:
     return {source.name_of(file): DIGEST for file in source.files}
-
-
-def with_digests(output: Output, inputs: Mapping[str, str], further: Mapping[str, Mapping[str, str]]) -> Output:
-    """The output with the inputs' real digests in its lineage; no length changes.
-
-    Args:
-        output: as planned.
-        inputs: sha256 of the input's files by name.
-        further: the same of inputs beside the first.
-    """
-    *earlier, step = output.manifest.lineage
-    beside = {name: {"inputs": dict(files)} for name, files in further.items()}
-    lineage = (*earlier, {**step, "inputs": dict(inputs), **beside})
-    return replace(output, manifest=replace(output.manifest, lineage=lineage))

@@ -17,9 +17,9 @@ from aicompress.checkpoint.reader import digests
 from aicompress.errors import first_line
 from aicompress.layer import Kind
 from aicompress.pipeline.step.blocks import Block, put_block
-from aicompress.pipeline.step.digests import hashing
+from aicompress.pipeline.step.digests import hashing, with_digests
 from aicompress.pipeline.step.options import Mode, Options, Progress
-from aicompress.pipeline.step.output import Output, with_digests
+from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.plan import StepPlan
 from aicompress.pipeline.step.report import Results, add_report, build_report, written_report
 from aicompress.pipeline.step.sides import side_of
